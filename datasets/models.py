@@ -1,0 +1,112 @@
+"""Datasets, their pictures, immutable versions, and uploads under way.
+
+Pictures are stored once by content (`<workspace>/datasets/pictures/<aa>/<sha256>.<ext>`); a version lists them by hash,
+so that editing or deleting never changes what a run was trained on.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import ClassVar
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Lower
+
+from lorapilot.access import Shared, SharedQuerySet
+from lorapilot.models import Job
+
+
+class Dataset(Shared):
+    name = models.CharField(max_length=100)
+    trigger_word = models.CharField(
+        max_length=100, blank=True, help_text="The word that calls the concept in a prompt."
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    objects = SharedQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-updated_at"]
+        constraints: ClassVar = [models.UniqueConstraint("owner", Lower("name"), name="dataset_name_unique_per_owner")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Picture(models.Model):
+    """One picture of a dataset: its file by content hash, and its caption."""
+
+    dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="pictures")
+    sha256 = models.CharField(max_length=64)
+    extension = models.CharField(max_length=5, help_text="Of the stored file, without the dot: png, jpg, webp.")
+    width = models.PositiveIntegerField()
+    height = models.PositiveIntegerField()
+    bytes = models.PositiveBigIntegerField()
+    original_name = models.CharField(max_length=255, help_text="As uploaded; shown only, never used as a path.")
+    caption = models.TextField(blank=True)
+    repeats = models.PositiveSmallIntegerField(default=1)
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering: ClassVar = ["pk"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["dataset", "sha256"], name="picture_once_per_dataset"),
+            models.CheckConstraint(name="picture_repeats_positive", condition=Q(repeats__gte=1)),
+        ]
+
+    def __str__(self) -> str:
+        return self.original_name
+
+
+class DatasetVersion(models.Model):
+    """An immutable list of pictures and captions. A run pins one; it outlives the dataset."""
+
+    dataset = models.ForeignKey(Dataset, null=True, on_delete=models.SET_NULL, related_name="versions")
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    name = models.CharField(max_length=100, help_text="The dataset's name when the version was made.")
+    trigger_word = models.CharField(max_length=100, blank=True)
+    number = models.PositiveIntegerField()
+    digest = models.CharField(
+        max_length=64, help_text="sha256 of the canonical JSON of `pictures` and the trigger word."
+    )
+    # [{"sha256", "extension", "width", "height", "bytes", "caption", "repeats", "name"}], sorted by sha256
+    pictures = models.JSONField()
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering: ClassVar = ["-number"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["dataset", "digest"], name="version_once_per_content"),
+            models.UniqueConstraint(fields=["dataset", "number"], name="version_number_unique"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} v{self.number}"
+
+
+class Upload(models.Model):
+    """One file on its way in, in chunks: `offset` bytes have arrived. When all are there, a job imports it."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
+    dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="uploads")
+    filename = models.CharField(max_length=255, help_text="As named by the client; shown only, never used as a path.")
+    size = models.PositiveBigIntegerField(help_text="Bytes of the whole file.")
+    offset = models.PositiveBigIntegerField(default=0, help_text="Bytes that have arrived.")
+    sha256 = models.CharField(max_length=64, blank=True, help_text="Expected checksum, if the client gave one.")
+    job = models.ForeignKey(Job, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        constraints: ClassVar = [
+            models.CheckConstraint(name="upload_offset_within_size", condition=Q(offset__lte=models.F("size"))),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.filename} ({self.offset} of {self.size} bytes)"

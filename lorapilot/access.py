@@ -1,0 +1,62 @@
+"""The one way from (user, id) to an object: the owner, members of the groups it is shared with, and staff see it;
+the owner and staff change it; for everybody else it does not exist (404)."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, Self, TypeVar
+
+from django.conf import settings
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, Group
+from django.db import models
+from django.http import Http404
+
+from lorapilot.errors import NotAllowed
+
+Viewer = AbstractBaseUser | AnonymousUser
+
+
+class SharedQuerySet(models.QuerySet[Any]):
+    def visible_to(self, user: Viewer) -> Self:
+        if not user.is_authenticated or not user.is_active:
+            return self.none()
+        if getattr(user, "is_staff", False):
+            return self
+        shared = self.model._default_manager.filter(groups__user=user).values("pk")
+        return self.filter(models.Q(owner=user) | models.Q(pk__in=shared))
+
+
+class Shared(models.Model):
+    """Something that a user owns and may share with groups, who then may look at it."""
+
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    groups = models.ManyToManyField(Group, blank=True, related_name="+", help_text="Members of these groups can look.")
+
+    class Meta:
+        abstract = True
+
+    def is_editable_by(self, user: Viewer) -> bool:
+        return user.is_active and (getattr(user, "is_staff", False) or self.owner_id == user.pk)
+
+
+class HasVisibleTo(Protocol):
+    def visible_to(self, user: Any) -> Any: ...
+
+
+T = TypeVar("T", bound=models.Model)
+
+
+def get_visible(model: type[T], user: Viewer, **lookup: Any) -> T:
+    """The object that `lookup` names, when `user` may look at it. Raises Http404 otherwise, whatever the reason."""
+    manager: HasVisibleTo = model._default_manager  # type: ignore[assignment]  # every model passed here has one
+    found: T | None = manager.visible_to(user).filter(**lookup).first()
+    if found is None:
+        raise Http404
+    return found
+
+
+def get_editable(model: type[T], user: Viewer, **lookup: Any) -> T:
+    """As `get_visible`; raises NotAllowed when `user` may look at the object but not change it."""
+    found = get_visible(model, user, **lookup)
+    if not found.is_editable_by(user):  # type: ignore[attr-defined]  # as above
+        raise NotAllowed("Only the owner and staff can change this. Ask the owner, or make a copy of your own.")
+    return found

@@ -1,0 +1,58 @@
+"""Where files live: `<workspace>/{datasets,models,outputs,cache,logs}`. Names are safe slugs, and every path is
+resolved and must stay inside its root, symbolic links included."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from django.conf import settings
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# Device names of Windows: a workspace is often shared with a PC that runs ComfyUI.
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+
+
+def folder(name: str) -> Path:
+    """One of the workspace's folders, made when it is missing."""
+    path: Path = settings.WORKSPACE / name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def datasets() -> Path:
+    return folder("datasets")
+
+
+def models() -> Path:
+    return folder("models")
+
+
+def outputs() -> Path:
+    return folder("outputs")
+
+
+def cache() -> Path:
+    return folder("cache")
+
+
+def logs() -> Path:
+    return folder("logs")
+
+
+def is_safe_name(name: str) -> bool:
+    """True for a name that is one plain path component everywhere: letters, digits, `.`, `_`, `-`, 1 to 100 of them."""
+    return (
+        bool(SAFE_NAME.fullmatch(name))
+        and name.split(".", maxsplit=1)[0].lower() not in RESERVED
+        and not name.endswith(".")
+    )
+
+
+def inside(root: Path, relative: str | os.PathLike[str]) -> Path:
+    """`root / relative`, resolved. Raises ValueError when that leaves the root (`..`, absolute, links)."""
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise ValueError(f"{os.fspath(relative)!r} is outside {root}.")
+    return path

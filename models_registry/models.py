@@ -1,0 +1,72 @@
+"""Base models: what a LoRA is trained on. Visible to everybody who is signed in; staff register and remove them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Lower
+
+from lorapilot.models import Job
+from models_registry.enums import Architecture, Layout, Role
+
+
+class BaseModel(models.Model):
+    """One trainable model: a diffusers folder or a single .safetensors file inside the models root."""
+
+    name = models.CharField(max_length=100)
+    path = models.CharField(max_length=500, unique=True, help_text="Relative to the models root.")
+    layout = models.CharField(max_length=6, choices=Layout.choices)
+    architecture = models.CharField(max_length=10, choices=Architecture.choices)
+    resolution = models.PositiveIntegerField(help_text="Native side length in pixels, from the model's configuration.")
+    prediction_type = models.CharField(max_length=20, default="epsilon")
+    bytes = models.PositiveBigIntegerField(default=0)
+    sha256 = models.CharField(
+        max_length=64,
+        blank=True,
+        help_text="Of the file; of a folder: of its sorted component digests. Empty while hashing.",
+    )
+    registered_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    hashing = models.ForeignKey(Job, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering: ClassVar = ["name"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(Lower("name"), name="base_model_name_unique"),
+            models.CheckConstraint(
+                name="base_model_architecture_valid", condition=Q(architecture__in=Architecture.values)
+            ),
+            models.CheckConstraint(name="base_model_layout_valid", condition=Q(layout__in=Layout.values)),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ModelComponent(models.Model):
+    """One file of a base model."""
+
+    base_model = models.ForeignKey(BaseModel, on_delete=models.CASCADE, related_name="components")
+    role = models.CharField(max_length=20, choices=Role.choices)
+    path = models.CharField(max_length=500, help_text="Relative to the models root.")
+    bytes = models.PositiveBigIntegerField()
+    sha256 = models.CharField(max_length=64, blank=True)
+    dtype = models.CharField(
+        max_length=20, blank=True, help_text="Of most of its tensors, e.g. F16; empty for configs."
+    )
+    parameters = models.PositiveBigIntegerField(default=0, help_text="Numbers in its tensors, from the header.")
+
+    class Meta:
+        ordering: ClassVar = ["role", "path"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["base_model", "path"], name="component_once_per_model"),
+            models.CheckConstraint(name="component_role_valid", condition=Q(role__in=Role.values)),
+        ]
+
+    def __str__(self) -> str:
+        return self.path

@@ -1,0 +1,44 @@
+"""The life of a run: its statuses and the only allowed ways between them."""
+
+from __future__ import annotations
+
+from django.db import models
+
+
+class Status(models.TextChoices):
+    QUEUED = "queued", "Queued"
+    STARTING = "starting", "Starting"
+    RUNNING = "running", "Running"
+    STOPPING = "stopping", "Stopping"
+    STOPPED = "stopped", "Stopped"
+    SUCCEEDED = "succeeded", "Succeeded"
+    FAILED = "failed", "Failed"  # the trainer or its input said no: a sentence the user can act on
+    ERRORED = "errored", "Error"  # our own fault: the traceback is in the server's log
+
+
+ACTIVE = frozenset({Status.STARTING, Status.RUNNING, Status.STOPPING})
+TERMINAL = frozenset({Status.STOPPED, Status.SUCCEEDED, Status.FAILED, Status.ERRORED})
+
+EDGES: dict[Status, frozenset[Status]] = {
+    Status.QUEUED: frozenset({Status.STARTING, Status.STOPPED}),
+    Status.STARTING: frozenset({Status.RUNNING, Status.QUEUED, Status.STOPPING, Status.FAILED, Status.ERRORED}),
+    Status.RUNNING: frozenset({Status.STOPPING, Status.QUEUED, Status.SUCCEEDED, Status.FAILED, Status.ERRORED}),
+    Status.STOPPING: frozenset({Status.STOPPED, Status.QUEUED, Status.SUCCEEDED, Status.FAILED, Status.ERRORED}),
+    Status.STOPPED: frozenset({Status.QUEUED}),
+    Status.FAILED: frozenset({Status.QUEUED}),
+    Status.ERRORED: frozenset({Status.QUEUED}),
+    Status.SUCCEEDED: frozenset(),
+}
+
+
+class DeviceKind(models.TextChoices):
+    CPU = "cpu", "CPU"
+    CUDA = "cuda", "NVIDIA GPU"
+
+
+class Profile(models.TextChoices):
+    """TrainPilot's guided profiles; empty: the user's own values."""
+
+    QUICK_TEST = "quick_test", "Quick test"
+    REGULAR = "regular", "Regular"
+    HIGH_QUALITY = "high_quality", "High quality"

@@ -1,0 +1,279 @@
+"""Hosts with their devices and slots; runs with their attempts, events, metrics, checkpoints and samples.
+
+The database holds the invariants: one active run a slot, active ⇔ slot, ended ⇔ finished_at.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Lower
+
+from datasets.models import DatasetVersion
+from lorapilot import workspace
+from lorapilot.access import Shared, SharedQuerySet
+from models_registry.models import BaseModel
+from runs.enums import ACTIVE, TERMINAL, DeviceKind, Profile, Status
+
+ACTIVE_VALUES = sorted(ACTIVE)
+TERMINAL_VALUES = sorted(TERMINAL)
+
+
+class Host(models.Model):
+    """A machine with a worker. Its django-q2 cluster has its name."""
+
+    name = models.CharField(max_length=255, unique=True)
+    boot_id = models.CharField(max_length=64, blank=True, help_text="Changes when the machine restarts.")
+    heartbeat_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Slot(models.Model):
+    """The devices on which one run trains at a time."""
+
+    host = models.ForeignKey(Host, on_delete=models.CASCADE, related_name="slots")
+    name = models.CharField(max_length=100)
+    is_enabled = models.BooleanField(default=True, help_text="A disabled slot finishes its run and takes no other.")
+
+    class Meta:
+        ordering: ClassVar = ["host__name", "name"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["host", "name"], name="slot_name_unique_per_host")]
+
+    def __str__(self) -> str:
+        return f"{self.host.name}/{self.name}"
+
+
+class Device(models.Model):
+    """A GPU by its NVML uuid, or a host's CPU. It belongs to at most one slot."""
+
+    host = models.ForeignKey(Host, on_delete=models.CASCADE, related_name="devices")
+    slot = models.ForeignKey(Slot, null=True, blank=True, on_delete=models.SET_NULL, related_name="devices")
+    kind = models.CharField(max_length=4, choices=DeviceKind.choices)
+    uuid = models.CharField(max_length=100, help_text="NVML uuid, or `cpu`.")
+    index = models.PositiveSmallIntegerField(default=0)
+    name = models.CharField(max_length=200)
+    memory_bytes = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        ordering: ClassVar = ["host__name", "kind", "index"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["host", "uuid"], name="device_once_per_host"),
+            models.CheckConstraint(name="device_kind_valid", condition=Q(kind__in=DeviceKind.values)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.uuid})"
+
+
+class Run(Shared):
+    """One training run from form to LoRA. Only runs/transitions.py changes `status` and `slot`."""
+
+    output_name = models.CharField(max_length=100, help_text="Folder and file name of the result; unique here.")
+    stack = models.CharField(max_length=30, help_text="Which trainer: a key of runs.stacks.")
+    profile = models.CharField(max_length=20, choices=Profile.choices, blank=True)
+    spec = models.JSONField(help_text="The validated RunSpec.")
+    notes = models.JSONField(default=list, help_text="What was adapted to the base model and the device, in sentences.")
+    dataset_version = models.ForeignKey(DatasetVersion, on_delete=models.PROTECT, related_name="runs")
+    base_model = models.ForeignKey(BaseModel, on_delete=models.PROTECT, related_name="runs")
+    retry_of = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="retries")
+
+    status = models.CharField(max_length=9, choices=Status.choices, default=Status.QUEUED)
+    slot = models.ForeignKey(Slot, null=True, blank=True, on_delete=models.PROTECT, related_name="runs")
+    attempt = models.PositiveIntegerField(default=1)
+    held_at = models.DateTimeField(
+        null=True, blank=True, help_text="While set, the run keeps its place but does not start."
+    )
+    stop_requested_at = models.DateTimeField(null=True, blank=True)
+    stop_requested_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    reason = models.TextField(blank=True, help_text="Why it ended so, and what to do.")
+    exit_code = models.IntegerField(null=True, blank=True)
+
+    stage = models.CharField(max_length=100, blank=True, help_text="What it does before the first step.")
+    step = models.PositiveIntegerField(default=0)
+    total_steps = models.PositiveIntegerField(default=0)
+    loss = models.FloatField(null=True, blank=True)
+    steps_per_second = models.FloatField(null=True, blank=True)
+    eta_seconds = models.FloatField(null=True, blank=True)
+
+    created_at = models.DateTimeField(auto_now_add=True)
+    queued_at = models.DateTimeField()
+    started_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    # Counts every visible change, so that a follower sees with one number that there is news.
+    revision = models.PositiveBigIntegerField(default=0)
+
+    objects = SharedQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-pk"]
+        indexes: ClassVar = [models.Index(fields=["status", "queued_at"], name="run_queue")]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["slot"], condition=Q(status__in=ACTIVE_VALUES), name="one_active_run_per_slot"
+            ),
+            models.UniqueConstraint(Lower("output_name"), name="run_output_name_unique"),
+            models.CheckConstraint(name="run_status_valid", condition=Q(status__in=Status.values)),
+            models.CheckConstraint(
+                name="run_active_iff_slot",
+                condition=Q(status__in=ACTIVE_VALUES, slot__isnull=False)
+                | (~Q(status__in=ACTIVE_VALUES) & Q(slot__isnull=True)),
+            ),
+            models.CheckConstraint(
+                name="run_terminal_iff_finished_at",
+                condition=Q(status__in=TERMINAL_VALUES, finished_at__isnull=False)
+                | (~Q(status__in=TERMINAL_VALUES) & Q(finished_at__isnull=True)),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.output_name
+
+    @property
+    def is_active(self) -> bool:
+        return self.status in ACTIVE
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.status in TERMINAL
+
+    @property
+    def folder(self) -> Path:
+        return workspace.outputs() / self.output_name
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "_logs" / "train.log"
+
+    def attempt_folder(self, number: int | None = None) -> Path:
+        return self.folder / "_attempts" / str(number or self.attempt)
+
+
+class Attempt(models.Model):
+    """One launch of a run's trainer: where its log starts, and who supervises it now."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="attempts")
+    number = models.PositiveIntegerField()
+    slot = models.ForeignKey(Slot, on_delete=models.PROTECT, related_name="+")
+    log_offset = models.PositiveBigIntegerField(default=0, help_text="Bytes of the log before this attempt.")
+    observed_bytes = models.PositiveBigIntegerField(
+        default=0, help_text="Bytes of the trainer's events already stored."
+    )
+    lease = models.UUIDField(null=True, blank=True, help_text="The supervising slice.")
+    lease_at = models.DateTimeField(null=True, blank=True, help_text="Its heartbeat.")
+    enqueued_at = models.DateTimeField(null=True, blank=True, help_text="When a slice was last handed out.")
+    created_at = models.DateTimeField(auto_now_add=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    exit_code = models.IntegerField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["run", "number"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["run", "number"], name="attempt_number_unique_per_run")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.run} attempt {self.number}"
+
+
+class RunEvent(models.Model):
+    """Every change of status, and what else a person wants to find again: who and why."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="events")
+    at = models.DateTimeField(auto_now_add=True)
+    attempt = models.PositiveIntegerField()
+    old_status = models.CharField(max_length=9, blank=True)
+    new_status = models.CharField(max_length=9, blank=True)
+    actor = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    message = models.TextField(blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["pk"]
+
+    def __str__(self) -> str:
+        return f"{self.old_status} → {self.new_status}" if self.new_status else self.message
+
+
+class MetricPoint(models.Model):
+    """What the trainer measured at one step; a later attempt's value replaces an earlier one's."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="metrics")
+    step = models.PositiveIntegerField()
+    attempt = models.PositiveIntegerField()
+    loss = models.FloatField(null=True)
+    learning_rate = models.FloatField(null=True)
+    at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["run", "step"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["run", "step"], name="metric_once_per_step")]
+
+    def __str__(self) -> str:
+        return f"step {self.step}: loss {self.loss}"
+
+
+class Checkpoint(models.Model):
+    """LoRA weights that a run saved."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="checkpoints")
+    step = models.PositiveIntegerField()
+    path = models.CharField(max_length=300, help_text="Relative to the run's folder.")
+    bytes = models.PositiveBigIntegerField()
+    sha256 = models.CharField(max_length=64)
+    is_final = models.BooleanField(default=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering: ClassVar = ["run", "step", "path"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["run", "path"], name="checkpoint_once_per_path")]
+
+    def __str__(self) -> str:
+        return self.path
+
+
+class TrainingState(models.Model):
+    """What a trainer needs to go on from a step: weights, optimizer, random states."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="states")
+    step = models.PositiveIntegerField()
+    path = models.CharField(max_length=300, help_text="Relative to the run's folder.")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering: ClassVar = ["run", "step"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["run", "path"], name="state_once_per_path")]
+
+    def __str__(self) -> str:
+        return self.path
+
+
+class Sample(models.Model):
+    """A picture that the trainer drew at a step, to watch the LoRA learn."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="samples")
+    step = models.PositiveIntegerField()
+    index = models.PositiveSmallIntegerField(help_text="Which of the run's sample prompts.")
+    path = models.CharField(max_length=300, help_text="Relative to the run's folder.")
+    prompt = models.TextField()
+    negative_prompt = models.TextField(blank=True)
+    seed = models.BigIntegerField()
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering: ClassVar = ["run", "step", "index"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["run", "path"], name="sample_once_per_path")]
+
+    def __str__(self) -> str:
+        return f"step {self.step}, prompt {self.index}"

@@ -1,0 +1,109 @@
+"""A workspace and a database of their own for the whole test session; Alice owns, Bob shares her team, Charlie is a stranger."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Before Django reads its settings: nothing of the developer's own installation is used.
+SESSION_WORKSPACE = Path(tempfile.mkdtemp(prefix="lorapilot-tests-"))
+os.environ.update(
+    LORAPILOT_WORKSPACE=str(SESSION_WORKSPACE),
+    LORAPILOT_ENV_FILE=os.devnull,
+    LORAPILOT_HOST_NAME="testhost",
+    STATIC_ROOT=str(SESSION_WORKSPACE / "staticfiles"),
+    SECRET_KEY="only-for-tests-" + "x" * 50,
+    API_RATE="100000/min",
+)
+for name in ("DATABASE_URL", "REDIS_URL", "DEBUG", "ALLOWED_HOSTS", "SIGNUP_OPEN"):
+    os.environ.pop(name, None)
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(SESSION_WORKSPACE, ignore_errors=True)
+
+
+@pytest.fixture
+def workspace(settings, tmp_path):
+    """An empty workspace of the test's own."""
+    settings.WORKSPACE = tmp_path / "workspace"
+    settings.WORKSPACE.mkdir()
+    return settings.WORKSPACE
+
+
+@pytest.fixture(autouse=True)
+def quick_settings(settings):
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    settings.STORAGES = settings.STORAGES | {
+        "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
+    }
+
+
+@pytest.fixture
+def team(db):
+    from django.contrib.auth.models import Group
+
+    return Group.objects.create(name="team")
+
+
+@pytest.fixture
+def alice(db, team):
+    return _user("alice", team)
+
+
+@pytest.fixture
+def bob(db, team):
+    return _user("bob", team)
+
+
+@pytest.fixture
+def charlie(db):
+    return _user("charlie")
+
+
+@pytest.fixture
+def staff(db):
+    from lorapilot.models import User
+
+    return User.objects.create_superuser("staff", "staff@example.org", "staff")
+
+
+def _user(name, *groups):
+    from lorapilot.models import User
+
+    user = User.objects.create_user(name, f"{name}@example.org", name)
+    user.groups.set(groups)
+    return user
+
+
+@pytest.fixture
+def client_of():
+    """client_of(alice): a browser in which Alice is signed in."""
+    from django.test import Client
+
+    def signed_in(user):
+        browser = Client()
+        browser.force_login(user)
+        return browser
+
+    return signed_in
+
+
+@pytest.fixture
+def api_of():
+    """api_of(alice): an API client with a token of hers; api_of(alice, "read") has a read-only one."""
+    from rest_framework.test import APIClient
+
+    from lorapilot.models import ApiToken
+
+    def with_token(user, scope="write"):
+        _, token = ApiToken.objects.create(user=user, name="test", scope=scope)
+        api = APIClient()
+        api.credentials(HTTP_AUTHORIZATION=f"Token {token}")
+        return api
+
+    return with_token
