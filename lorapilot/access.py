@@ -3,16 +3,22 @@ the owner and staff change it; for everybody else it does not exist (404)."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, cast
 
 from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, Group
 from django.db import models
-from django.http import Http404
+from django.http import Http404, HttpRequest
 
 from lorapilot.errors import NotAllowed
+from lorapilot.models import User
 
 Viewer = AbstractBaseUser | AnonymousUser
+
+
+def signed_in(request: HttpRequest) -> User:
+    """The user of a request that was let in: LoginRequiredMiddleware and the API's permissions see to it."""
+    return cast("User", request.user)
 
 
 class SharedQuerySet(models.QuerySet[Any]):

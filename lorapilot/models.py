@@ -9,7 +9,7 @@ from django.conf import settings
 from django.contrib.auth.models import AbstractUser
 from django.db import models
 from django.db.models import Q
-from knox.models import AbstractAuthToken
+from knox.models import AbstractAuthToken, AuthTokenManager
 
 
 class User(AbstractUser):
@@ -24,12 +24,18 @@ class TokenScope(models.TextChoices):
     WRITE = "write", "Read and write"
 
 
-class ApiToken(AbstractAuthToken):
+class ApiTokenManager(AuthTokenManager, models.Manager["ApiToken"]):
+    """knox's manager, whose `create` returns (row, token). The token itself exists only there: the row has its hash."""
+
+
+class ApiToken(AbstractAuthToken, models.Model):  # Model again, since knox has no types
     """A knox token (stored as a hash) with a name for its owner and a scope."""
 
     name = models.CharField(max_length=100)
     scope = models.CharField(max_length=5, choices=TokenScope.choices, default=TokenScope.WRITE)
     last_used_at = models.DateTimeField(null=True, blank=True)
+
+    objects: ClassVar[ApiTokenManager] = ApiTokenManager()
 
     class Meta:
         constraints: ClassVar = [
@@ -46,6 +52,9 @@ class SocketTicket(models.Model):
     digest = models.CharField(max_length=64, primary_key=True)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
     expires_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.user} until {self.expires_at:%H:%M:%S}"
 
 
 class JobStatus(models.TextChoices):

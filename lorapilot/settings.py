@@ -22,7 +22,7 @@ WORKSPACE = env.path("LORAPILOT_WORKSPACE", BASE_DIR / "workspace")
 
 
 def _kept_secret() -> str:
-    """The secret key of an installation that sets none: made once, kept in the workspace, readable by its owner only."""
+    """The secret key of an installation that sets none: made once, kept in the workspace, for its owner only."""
     file = WORKSPACE / "secret_key"
     if not file.exists():
         WORKSPACE.mkdir(parents=True, exist_ok=True)
@@ -43,6 +43,8 @@ CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS")
 WEB_HOST = env.text("LORAPILOT_HOST", "127.0.0.1")
 WEB_PORT = env.number("LORAPILOT_PORT", 7878, least=1)
 BEHIND_HTTPS = env.flag("BEHIND_HTTPS", default=False)
+# How many proxies in front of us add to X-Forwarded-For. 0: the header is not believed.
+TRUSTED_PROXIES = env.number("TRUSTED_PROXIES", 0)
 SIGNUP_OPEN = env.flag("SIGNUP_OPEN", default=False)
 # A worker's name for its host; its django-q2 cluster carries the same name.
 HOST_NAME = env.text("LORAPILOT_HOST_NAME", socket.gethostname())
@@ -51,6 +53,7 @@ X_ACCEL_PREFIX = env.text("X_ACCEL_PREFIX")
 
 # --- Limits -----------------------------------------------------------------------------------------------------------
 MAX_BODY_BYTES = 32 * 1024**2  # of one request; larger uploads come in chunks
+MAX_JSON_BYTES = 4 * 1024**2
 UPLOAD_CHUNK_BYTES = 8 * 1024**2
 MAX_UPLOAD_BYTES = env.number("MAX_UPLOAD_GIB", 20, least=1) * 1024**3
 MAX_PICTURE_PIXELS = env.number("MAX_PICTURE_MEGAPIXELS", 100, least=1) * 10**6
@@ -120,7 +123,7 @@ LANGUAGE_CODE = "en"
 TIME_ZONE = env.text("TIME_ZONE", "UTC")
 USE_TZ = True
 
-# --- Database: SQLite tuned as measured (0 "database is locked" of 3,231 operations), or PostgreSQL ----------------------
+# --- Database: SQLite tuned as measured (0 "database is locked" of 3,231 operations), or PostgreSQL -------------------
 DATABASE_URL = env.text("DATABASE_URL") or f"sqlite:///{WORKSPACE / 'lorapilot.sqlite3'}"
 _database: dict[str, Any] = dict(dj_database_url.parse(DATABASE_URL, conn_max_age=60, conn_health_checks=True))
 if _database["ENGINE"] == "django.db.backends.sqlite3":
@@ -133,7 +136,7 @@ if _database["ENGINE"] == "django.db.backends.sqlite3":
     Path(_database["NAME"]).parent.mkdir(parents=True, exist_ok=True)
 DATABASES = {"default": _database}
 
-# --- Cache and channel layer: Redis when there is one, else this process's memory ----------------------------------------
+# --- Cache and channel layer: Redis when there is one, else this process's memory -------------------------------------
 REDIS_URL = env.text("REDIS_URL")
 if REDIS_URL:
     CACHES = {"default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL}}
@@ -148,7 +151,7 @@ else:
     CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
     CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
-# --- Background work: django-q2 on the ORM broker. lorapilot/checks.py refuses other shapes ------------------------------
+# --- Background work: django-q2 on the ORM broker. lorapilot/checks.py refuses other shapes ---------------------------
 GPU_SLOTS_AT_MOST = env.number("LORAPILOT_SLOTS", 0)  # 0: as many as this host has
 Q_CLUSTER: dict[str, Any] = {
     "name": HOST_NAME,
@@ -183,6 +186,7 @@ ACCOUNT_SIGNUP_FIELDS = ["username*", "email", "password1*", "password2*"]
 ACCOUNT_EMAIL_VERIFICATION = "none"
 ACCOUNT_LOGOUT_ON_GET = False
 ACCOUNT_SESSION_REMEMBER = True
+ALLAUTH_TRUSTED_PROXY_COUNT = TRUSTED_PROXIES
 EMAIL_BACKEND = "django.core.mail.backends.console.EmailBackend"
 
 # --- API --------------------------------------------------------------------------------------------------------------
@@ -206,13 +210,20 @@ REST_FRAMEWORK = {
         "anon": "60/min",
         "login": env.text("API_LOGIN_RATE", "10/min"),
     },
+    "DEFAULT_PARSER_CLASSES": [
+        "lorapilot.api.BoundedJSONParser",
+        "rest_framework.parsers.FormParser",
+        "rest_framework.parsers.MultiPartParser",
+    ],
+    "NUM_PROXIES": TRUSTED_PROXIES,
     "EXCEPTION_HANDLER": "lorapilot.api.exception_handler",
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
+API_TOKEN_DAYS = 90  # unless the creator says otherwise
 KNOX_TOKEN_MODEL = "lorapilot.ApiToken"  # noqa: S105 a model's name
 REST_KNOX = {
     "TOKEN_MODEL": KNOX_TOKEN_MODEL,
-    "TOKEN_TTL": timedelta(days=90),
+    "TOKEN_TTL": timedelta(days=API_TOKEN_DAYS),
     "AUTH_HEADER_PREFIX": "Token",
     "TOKEN_PREFIX": "lp_",
 }
@@ -221,13 +232,19 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "Datasets, base models and training runs. Send `Authorization: Token <token>`.",
     "VERSION": "1",
     "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.IsAuthenticated"],
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "REDOC_DIST": "SIDECAR",
     "SCHEMA_PATH_PREFIX": "/api/v1/",
+    "ENUM_NAME_OVERRIDES": {
+        "JobStatus": "lorapilot.models.JobStatus",
+        "RunStatus": "runs.enums.Status",
+        "TokenScope": "lorapilot.models.TokenScope",
+    },
 }
 
-# --- Pages and security -------------------------------------------------------------------------------------------------
+# --- Pages and security -----------------------------------------------------------------------------------------------
 STATIC_URL = "/static/"
 STATIC_ROOT = env.path("STATIC_ROOT", BASE_DIR / "staticfiles")
 STATICFILES_DIRS = [BASE_DIR / "static"]
@@ -255,7 +272,7 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = BEHIND_HTTPS
 if BEHIND_HTTPS:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
-# --- Log ----------------------------------------------------------------------------------------------------------------
+# --- Log --------------------------------------------------------------------------------------------------------------
 LOG_LEVEL = env.text("LOG_LEVEL", "INFO").upper()
 LOGGING = {
     "version": 1,

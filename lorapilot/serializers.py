@@ -1,0 +1,100 @@
+"""What the core's API reads and writes."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.utils import timezone
+from rest_framework import serializers
+
+from lorapilot.models import ApiToken, Job, TokenScope, User
+from lorapilot.services import TOKEN_DAYS_AT_MOST
+
+
+class TokenSerializer(serializers.ModelSerializer[ApiToken]):
+    key = serializers.CharField(source="token_key", help_text="The token's first characters: its name in addresses.")
+    created_at = serializers.DateTimeField(source="created")
+    expires_at = serializers.DateTimeField(source="expiry")
+    is_expired = serializers.SerializerMethodField()
+
+    class Meta:
+        model = ApiToken
+        fields: ClassVar = ["key", "name", "scope", "created_at", "last_used_at", "expires_at", "is_expired"]
+        read_only_fields = fields
+
+    def get_is_expired(self, token: ApiToken) -> bool:
+        return token.expiry is not None and token.expiry <= timezone.now()
+
+
+class NewTokenSerializer(serializers.Serializer[Any]):
+    """`username` and `password` are for scripts; a signed-in browser leaves them out."""
+
+    username = serializers.CharField(required=False, help_text="Or the e-mail address.")
+    password = serializers.CharField(required=False, trim_whitespace=False, write_only=True)
+    name = serializers.CharField(max_length=100, help_text="The computer or script that will use it.")
+    scope = serializers.ChoiceField(choices=TokenScope.choices, default=TokenScope.WRITE)
+    days = serializers.IntegerField(
+        required=False, help_text=f"How long it is valid: 1 to {TOKEN_DAYS_AT_MOST}; 90 when left out."
+    )
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if ("username" in attrs) != ("password" in attrs):
+            raise serializers.ValidationError("Send both username and password, or neither.")
+        return attrs
+
+
+class IssuedTokenSerializer(serializers.Serializer[Any]):
+    token = serializers.CharField(help_text="Shown this once.")
+    key = serializers.CharField()
+    name = serializers.CharField()
+    scope = serializers.ChoiceField(choices=TokenScope.choices)
+    expires_at = serializers.DateTimeField()
+
+
+class TicketSerializer(serializers.Serializer[Any]):
+    ticket = serializers.CharField(help_text="Send it as the websocket's first message. It works once.")
+    expires_at = serializers.DateTimeField()
+
+
+class UsedTokenSerializer(serializers.ModelSerializer[ApiToken]):
+    expires_at = serializers.DateTimeField(source="expiry")
+
+    class Meta:
+        model = ApiToken
+        fields: ClassVar = ["name", "scope", "expires_at"]
+        read_only_fields = fields
+
+
+class MeSerializer(serializers.ModelSerializer[User]):
+    groups: Any = serializers.SlugRelatedField(slug_field="name", many=True, read_only=True)
+    token = serializers.SerializerMethodField(help_text="The token of this request; null in a browser's session.")
+
+    class Meta:
+        model = User
+        fields: ClassVar = ["username", "email", "is_staff", "groups", "token"]
+        read_only_fields = fields
+
+    def get_token(self, _user: User) -> UsedTokenSerializer | None:
+        token = self.context["request"].auth
+        return UsedTokenSerializer(token).data if isinstance(token, ApiToken) else None  # type: ignore[return-value]
+
+
+class JobSerializer(serializers.ModelSerializer[Job]):
+    owner: Any = serializers.SlugRelatedField(slug_field="username", read_only=True)
+
+    class Meta:
+        model = Job
+        fields: ClassVar = [
+            "id",
+            "label",
+            "owner",
+            "status",
+            "done",
+            "total",
+            "message",
+            "result",
+            "cancel_requested_at",
+            "created_at",
+            "finished_at",
+        ]
+        read_only_fields = fields

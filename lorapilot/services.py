@@ -1,0 +1,105 @@
+"""What the core writes: API tokens, socket tickets, and the audit trail."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from datetime import timedelta
+
+from allauth.account.adapter import get_adapter
+from django.conf import settings
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.http import HttpRequest
+from django.utils import timezone
+from knox.models import get_digest_token
+from knox.settings import CONSTANTS
+
+from lorapilot.errors import Conflict, UserError
+from lorapilot.models import ApiToken, AuditEntry, SocketTicket, TokenScope, User
+
+TOKEN_DAYS_AT_MOST = 365
+TOKENS_AT_MOST = 50  # of one person
+TICKET_LIFETIME = timedelta(seconds=30)
+
+
+def record(actor: User | None, action: str, subject: object, request: HttpRequest | None = None) -> AuditEntry:
+    """Add a line to the audit trail: who did what to what, and from which address."""
+    return AuditEntry.objects.create(
+        actor=actor, action=action[:60], subject=str(subject)[:200], address=_address_of(request)
+    )
+
+
+def _address_of(request: HttpRequest | None) -> str | None:
+    """The client's address, X-Forwarded-For read as far as TRUSTED_PROXIES says."""
+    if request is None:
+        return None
+    try:
+        address: str = get_adapter(request).get_client_ip(request)
+    except PermissionDenied:  # no address: a unix socket
+        return None
+    return address
+
+
+# --- API tokens -------------------------------------------------------------------------------------------------------
+@transaction.atomic
+def create_token(
+    user: User, *, name: str, scope: str = TokenScope.WRITE, days: int | None = None, request: HttpRequest | None = None
+) -> tuple[ApiToken, str]:
+    """A new token of `user`'s for `days` days. Returns its row and the token itself, which nobody can read again."""
+    days = settings.API_TOKEN_DAYS if days is None else days
+    if not name.strip():
+        raise UserError("Give the token a name, such as the computer or script that will use it.", field="name")
+    if scope not in TokenScope.values:
+        raise UserError("The scope is either read or write.", field="scope")
+    if not 1 <= days <= TOKEN_DAYS_AT_MOST:
+        raise UserError(f"Choose between 1 and {TOKEN_DAYS_AT_MOST} days.", field="days")
+    now = timezone.now()
+    ApiToken.objects.filter(user=user, expiry__lt=now).delete()
+    if ApiToken.objects.filter(user=user).count() >= TOKENS_AT_MOST:
+        raise Conflict(f"You have {TOKENS_AT_MOST} tokens. Revoke one that you no longer use.")
+    digest, token = get_digest_token()
+    row = ApiToken(
+        digest=digest,
+        token_key=token[: CONSTANTS.TOKEN_KEY_LENGTH],
+        user=user,
+        name=name.strip(),
+        scope=scope,
+        expiry=now + timedelta(days=days),
+    )
+    row.save(force_insert=True)
+    record(user, "token created", row, request)
+    return row, token
+
+
+@transaction.atomic
+def revoke_token(token: ApiToken, *, actor: User, request: HttpRequest | None = None) -> None:
+    """From now on the token opens nothing."""
+    record(actor, "token revoked", f"{token} of {token.user}", request)
+    token.delete()
+
+
+# --- Socket tickets ---------------------------------------------------------------------------------------------------
+def issue_ticket(user: User) -> str:
+    """A ticket with which an API client may open one websocket as `user` within 30 seconds."""
+    now = timezone.now()
+    SocketTicket.objects.filter(expires_at__lt=now).delete()
+    ticket = secrets.token_urlsafe(32)
+    SocketTicket.objects.create(digest=_ticket_digest(ticket), user=user, expires_at=now + TICKET_LIFETIME)
+    return ticket
+
+
+def redeem_ticket(ticket: str) -> User | None:
+    """Whose ticket it is, and the end of it: of two who bring the same ticket, one gets the user. None when there is
+    no such ticket, it has expired, or its user was deactivated."""
+    with transaction.atomic():
+        row = SocketTicket.objects.select_related("user").filter(digest=_ticket_digest(ticket)).first()
+        if row is None:
+            return None
+        deleted, _ = SocketTicket.objects.filter(pk=row.pk).delete()
+    is_valid = deleted and row.expires_at > timezone.now() and row.user.is_active
+    return row.user if is_valid else None
+
+
+def _ticket_digest(ticket: str) -> str:
+    return hashlib.sha256(ticket.encode()).hexdigest()
