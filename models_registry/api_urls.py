@@ -1,7 +1,11 @@
-"""API: base models, mounted at /api/v1/."""
+"""The model registry's addresses under /api/v1/."""
 
 from __future__ import annotations
 
-from django.urls import URLPattern
+from rest_framework.routers import SimpleRouter
 
-urlpatterns: list[URLPattern] = []
+from models_registry.api import BaseModelViewSet
+
+router = SimpleRouter()
+router.register("models", BaseModelViewSet, basename="api-model")
+urlpatterns = router.urls

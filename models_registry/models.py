@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 from django.conf import settings
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Lower
 
-from lorapilot.models import Job
+from lorapilot.access import Viewer
+from lorapilot.models import JOB_ENDED, Job
 from models_registry.enums import Architecture, Layout, Role
+
+
+class BaseModelQuerySet(models.QuerySet[Any]):
+    def visible_to(self, user: Viewer) -> Self:
+        return self if user.is_authenticated and user.is_active else self.none()
 
 
 class BaseModel(models.Model):
@@ -34,6 +40,8 @@ class BaseModel(models.Model):
     hashing = models.ForeignKey(Job, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
 
+    objects = BaseModelQuerySet.as_manager()
+
     class Meta:
         ordering: ClassVar = ["name"]
         constraints: ClassVar = [
@@ -46,6 +54,16 @@ class BaseModel(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def is_hashing(self) -> bool:
+        return self.hashing is not None and self.hashing.status not in JOB_ENDED
+
+    @property
+    def precision(self) -> str:
+        """The type of most of the numbers of its largest file, e.g. F16."""
+        largest = max(self.components.all(), key=lambda component: component.bytes, default=None)
+        return largest.dtype if largest else ""
 
 
 class ModelComponent(models.Model):

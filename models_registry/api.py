@@ -1,0 +1,97 @@
+"""The API of base models: everybody who is signed in reads, staff register and remove."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from django.db.models import QuerySet
+from drf_spectacular.utils import extend_schema
+from rest_framework import mixins, serializers, status, viewsets
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from lorapilot.access import get_visible
+from lorapilot.models import Job, User
+from models_registry import selectors, services
+from models_registry.models import BaseModel, ModelComponent
+
+
+class ModelComponentSerializer(serializers.ModelSerializer[ModelComponent]):
+    class Meta:
+        model = ModelComponent
+        fields = ("role", "path", "bytes", "dtype", "parameters", "sha256")
+
+
+class HashingSerializer(serializers.ModelSerializer[Job]):
+    """The job that computes the checksums: bytes done, of how many."""
+
+    class Meta:
+        model = Job
+        fields = ("id", "status", "done", "total", "message")
+
+
+class BaseModelSerializer(serializers.ModelSerializer[BaseModel]):
+    registered_by = serializers.CharField(source="registered_by.username", default=None, read_only=True)
+    hashing = HashingSerializer(read_only=True, allow_null=True)
+
+    class Meta:
+        model = BaseModel
+        fields: tuple[str, ...] = (
+            "id",
+            "name",
+            "path",
+            "layout",
+            "architecture",
+            "resolution",
+            "prediction_type",
+            "bytes",
+            "sha256",
+            "hashing",
+            "registered_by",
+            "created_at",
+        )
+
+
+class BaseModelDetailSerializer(BaseModelSerializer):
+    components = ModelComponentSerializer(many=True, read_only=True)
+    problems = serializers.SerializerMethodField(help_text="Files that vanished or changed since the registration.")
+
+    class Meta(BaseModelSerializer.Meta):
+        fields = (*BaseModelSerializer.Meta.fields, "components", "problems")
+
+    def get_problems(self, base_model: BaseModel) -> list[str]:
+        return selectors.missing_files(base_model)
+
+
+class RegisterSerializer(serializers.Serializer[BaseModel]):
+    path = serializers.CharField(max_length=500, help_text="Relative to the models folder.")
+    name = serializers.CharField(max_length=100, required=False, default="", allow_blank=True)
+
+
+class BaseModelViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[BaseModel]):
+    serializer_class = BaseModelSerializer
+    filterset_fields = ("architecture",)
+    queryset = BaseModel.objects.none()
+
+    def get_queryset(self) -> QuerySet[BaseModel]:
+        return selectors.list_base_models(self.request.user)
+
+    @extend_schema(responses=BaseModelDetailSerializer)
+    def retrieve(self, request: Request, pk: int) -> Response:
+        return Response(BaseModelDetailSerializer(get_visible(BaseModel, request.user, pk=pk)).data)
+
+    @extend_schema(request=RegisterSerializer, responses={201: BaseModelDetailSerializer})
+    def create(self, request: Request) -> Response:
+        """Register a folder or file that lies in the models folder. Staff only."""
+        wanted = RegisterSerializer(data=request.data)
+        wanted.is_valid(raise_exception=True)
+        values: dict[str, Any] = wanted.validated_data
+        base_model = services.register_base_model(**values, registered_by=cast("User", request.user))
+        return Response(BaseModelDetailSerializer(base_model).data, status=status.HTTP_201_CREATED)
+
+    @extend_schema(responses={204: None})
+    def destroy(self, request: Request, pk: int) -> Response:
+        """Remove a model from the list; its files stay. Staff only; refused while runs use it."""
+        base_model = get_visible(BaseModel, request.user, pk=pk)
+        services.forget_base_model(base_model, forgotten_by=cast("User", request.user))
+        return Response(status=status.HTTP_204_NO_CONTENT)

@@ -1,0 +1,109 @@
+"""Pages: the list, one model, registering (staff) and removing (staff)."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from django.contrib import messages
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from lorapilot import workspace
+from lorapilot.access import get_visible
+from lorapilot.errors import NotAllowed, UserError
+from lorapilot.models import User
+from models_registry import selectors, services
+from models_registry.enums import Architecture
+from models_registry.forms import RegisterForm
+from models_registry.models import BaseModel
+
+ARCHITECTURES = [choice for choice in Architecture.choices if choice[0] != Architecture.UNKNOWN]
+
+
+@require_GET
+def list_page(request: HttpRequest) -> HttpResponse:
+    base_models = selectors.list_base_models(request.user).prefetch_related("components")
+    architecture = request.GET.get("architecture", "")
+    if architecture:
+        base_models = base_models.filter(architecture=architecture)
+    context = {
+        "base_models": base_models,
+        "architectures": ARCHITECTURES,
+        "architecture": architecture,
+        "models_folder": workspace.models(),
+        "candidates": selectors.unregistered_candidates() if request.user.is_staff else [],
+    }
+    return render(request, "models_registry/list.html", context)
+
+
+@require_GET
+def detail(request: HttpRequest, pk: int) -> HttpResponse:
+    """The page; for htmx only the part that changes while the model is hashed."""
+    base_model = _visible(request, pk)
+    context: dict[str, object] = {"base_model": base_model, "components": base_model.components.all()}
+    if request.headers.get("HX-Request"):
+        return render(request, "models_registry/_files.html", context)
+    context |= {
+        "inspection": selectors.inspect(base_model),
+        "problems": selectors.missing_files(base_model),
+        "absolute_path": workspace.models() / base_model.path,
+    }
+    return render(request, "models_registry/detail.html", context)
+
+
+@require_GET
+def hashing(request: HttpRequest, pk: int) -> HttpResponse:
+    """How far the checksums are: the part of a card that htmx asks for every two seconds until they are there."""
+    return render(request, "models_registry/_hashing.html", {"base_model": _visible(request, pk)})
+
+
+@require_http_methods(["GET", "POST"])
+def register(request: HttpRequest) -> HttpResponse:
+    user = _staff(request)
+    form = RegisterForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        try:
+            base_model = services.register_base_model(**form.cleaned_data, registered_by=user)
+        except UserError as error:
+            form.add_error(error.field or None, error.message)
+        else:
+            messages.success(request, f"{base_model.name} is registered. Its checksums are being computed.")
+            return redirect("models:detail", base_model.pk)
+    context = {"form": form, "models_folder": workspace.models(), "candidates": selectors.unregistered_candidates()}
+    return render(request, "models_registry/register.html", context, status=400 if form.errors else 200)
+
+
+@require_POST
+def rehash(request: HttpRequest, pk: int) -> HttpResponse:
+    base_model = services.rehash_base_model(_visible(request, pk), requested_by=cast("User", request.user))
+    messages.success(request, f"The checksums of {base_model.name} are being computed again.")
+    return redirect("models:detail", base_model.pk)
+
+
+@require_http_methods(["GET", "POST"])
+def forget(request: HttpRequest, pk: int) -> HttpResponse:
+    user = _staff(request)
+    base_model = _visible(request, pk)
+    context: dict[str, object] = {"base_model": base_model}
+    if request.method == "POST":
+        try:
+            services.forget_base_model(base_model, forgotten_by=user)
+        except UserError as error:
+            return render(
+                request, "models_registry/forget.html", context | {"refusal": error.message}, status=error.status
+            )
+        messages.success(request, f"{base_model.name} is removed from the list. Its files are where they were.")
+        return redirect("models:list")
+    return render(request, "models_registry/forget.html", context)
+
+
+def _visible(request: HttpRequest, pk: int) -> BaseModel:
+    return get_visible(BaseModel, request.user, pk=pk)
+
+
+def _staff(request: HttpRequest) -> User:
+    user = cast("User", request.user)
+    if not user.is_staff:
+        raise NotAllowed(services.STAFF_ONLY)
+    return user
