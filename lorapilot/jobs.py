@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 from django.utils.module_loading import import_string
 from django_q.tasks import async_task
@@ -93,10 +93,10 @@ def run_job(job_id: str) -> None:
     if not claimed:
         return
     row = Job.objects.get(pk=job_id)
-    work = import_string(row.kind)
-    if not getattr(work, "is_job", False):
-        raise ValueError(f"{row.kind} is not a job.")
     try:
+        work = import_string(row.kind)
+        if not getattr(work, "is_job", False):
+            raise ValueError(f"{row.kind} is not a job.")  # noqa: TRY301 told like every other fault of ours
         result = work(Progress(row.pk, lease), **row.arguments)
     except JobCancelled:
         _end(row, lease, JobStatus.CANCELLED, message="Cancelled.")
@@ -119,16 +119,17 @@ def restart_silent_jobs() -> int:
     """Hand out jobs again whose worker is gone, or whose task was lost. Returns how many."""
     silent = timezone.now() - SILENT_AFTER
     lost = Q(status=JobStatus.RUNNING, heartbeat_at__lt=silent) | Q(status=JobStatus.QUEUED, created_at__lt=silent)
-    # The handing out itself counts as a sign of life, so that reconcile does not pile up tasks.
     due = Job.objects.filter(lost).filter(Q(heartbeat_at__isnull=True) | Q(heartbeat_at__lt=silent))
-    found = list(due.values_list("pk", flat=True))
+    # The handing out itself counts as a sign of life, so that reconcile does not pile up tasks; without its lease a
+    # worker that was only slow notices at its next Progress.
+    again = {"status": JobStatus.QUEUED, "lease": None, "heartbeat_at": timezone.now()}
+    found = [job_id for job_id in due.values_list("pk", flat=True) if due.filter(pk=job_id).update(**again)]
     for job_id in found:
-        Job.objects.filter(pk=job_id, status=JobStatus.QUEUED).update(heartbeat_at=timezone.now())
         _hand_out(job_id)
     return len(found)
 
 
-def visible_jobs(user: User) -> Any:
+def visible_jobs(user: User) -> QuerySet[Job]:
     """The jobs a user may see: their own; staff see all."""
     return Job.objects.all() if user.is_staff else Job.objects.filter(owner=user)
 

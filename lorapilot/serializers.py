@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.utils import timezone
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from lorapilot.models import ApiToken, Job, TokenScope, User
@@ -67,16 +68,18 @@ class UsedTokenSerializer(serializers.ModelSerializer[ApiToken]):
 
 class MeSerializer(serializers.ModelSerializer[User]):
     groups: Any = serializers.SlugRelatedField(slug_field="name", many=True, read_only=True)
-    token = serializers.SerializerMethodField(help_text="The token of this request; null in a browser's session.")
+    token = serializers.SerializerMethodField()
 
     class Meta:
         model = User
         fields: ClassVar = ["username", "email", "is_staff", "groups", "token"]
         read_only_fields = fields
 
-    def get_token(self, _user: User) -> UsedTokenSerializer | None:
+    @extend_schema_field(UsedTokenSerializer(allow_null=True))
+    def get_token(self, _user: User) -> dict[str, Any] | None:
+        """The token of this request; null in a browser's session."""
         token = self.context["request"].auth
-        return UsedTokenSerializer(token).data if isinstance(token, ApiToken) else None  # type: ignore[return-value]
+        return dict(UsedTokenSerializer(token).data) if isinstance(token, ApiToken) else None
 
 
 class JobSerializer(serializers.ModelSerializer[Job]):

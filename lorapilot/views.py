@@ -10,6 +10,7 @@ from django.core.exceptions import RequestDataTooBig
 from django.db import DatabaseError, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
+from django.utils import timezone
 from django.views import defaults
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
@@ -65,6 +66,7 @@ def _account_page(
         "created": created,
         "token": token,
         "tokens": tokens_of(user),
+        "now": timezone.now(),
         "groups": user.groups.order_by("name"),
     }
     return render(request, "lorapilot/account.html", context, status=status)
