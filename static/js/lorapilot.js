@@ -99,10 +99,16 @@ function reportFailedRequest(event) {
   notify(status ? `The server refused this (${status}). Reload the page and try again.` : "The server cannot be reached. Check the connection and try again.", "error");
 }
 
+// Nobody looks: what refreshes itself waits.
+function skipUnseenRefresh(event) {
+  if (document.hidden && event.detail.elt.closest("[data-quiet]")) event.preventDefault();
+}
+
 document.addEventListener("DOMContentLoaded", showThemeButton);
 document.addEventListener("click", closeMenusOutside);
 document.addEventListener("keydown", closeMenusOutside);
 document.addEventListener("submit", askBeforeSubmit, true);
 document.addEventListener("htmx:confirm", askBeforeRequest);
+document.addEventListener("htmx:beforeRequest", skipUnseenRefresh);
 document.addEventListener("htmx:responseError", reportFailedRequest);
 document.addEventListener("htmx:sendError", reportFailedRequest);

@@ -1,0 +1,145 @@
+// The loss over the steps: the measured values faint, their moving average on top. Points come from the socket while
+// the run trains; a resumed run replaces the points after the step where it went on.
+"use strict";
+
+const MOST_POINTS = 4000;
+const REDRAW = 250;
+
+class LossChart {
+  constructor(root) {
+    this.root = root;
+    this.points = []; // {step, loss, rate}, steps rising
+    this.smoothing = root.querySelector("[data-smoothing]");
+    this.showRate = root.querySelector("[data-show-rate]");
+    this.empty = root.querySelector("[data-chart-empty]");
+    this.summary = root.querySelector("[data-chart-summary]");
+    this.chart = new Chart(root.querySelector("canvas"), this.settings());
+    this.smoothing.addEventListener("input", () => this.draw());
+    this.showRate.addEventListener("change", () => this.draw());
+    document.addEventListener("themechange", () => this.draw());
+  }
+
+  settings() {
+    const line = { pointRadius: 0, pointHoverRadius: 3, borderJoinStyle: "round", data: [] };
+    const axis = { ticks: { maxRotation: 0, autoSkipPadding: 24, font: { size: 11 } }, border: { display: false } };
+    return {
+      type: "line",
+      data: {
+        datasets: [
+          { ...line, label: "Loss", borderWidth: 1, order: 2 },
+          { ...line, label: "Moving average", borderWidth: 2, order: 1 },
+          { ...line, label: "Learning rate", borderWidth: 1.25, borderDash: [4, 3], yAxisID: "rate", order: 3, hidden: true },
+        ],
+      },
+      options: {
+        animation: false,
+        parsing: false,
+        normalized: true,
+        maintainAspectRatio: false,
+        interaction: { mode: "index", intersect: false, axis: "x" },
+        scales: {
+          x: { ...axis, type: "linear", ticks: { ...axis.ticks, precision: 0 }, title: { display: true, text: "Step", font: { size: 11 } } },
+          y: { ...axis, grace: "5%" },
+          rate: { ...axis, position: "right", display: false, grid: { drawOnChartArea: false }, ticks: { ...axis.ticks, callback: (value) => value.toExponential(1) } },
+        },
+        plugins: {
+          legend: { display: false },
+          tooltip: { callbacks: { title: (items) => `Step ${items[0].parsed.x}`, label: (item) => `${item.dataset.label}: ${readable(item.parsed.y)}` } },
+        },
+      },
+    };
+  }
+
+  add(points) {
+    if (!points.length) return;
+    const first = points[0][0];
+    while (this.points.length && this.points.at(-1).step >= first) this.points.pop();
+    for (const [step, loss, rate] of points) this.points.push({ step, loss, rate });
+    if (this.points.length > MOST_POINTS) this.points = thinned(this.points, MOST_POINTS / 2);
+    this.schedule();
+  }
+
+  clear() {
+    this.points = [];
+    this.schedule();
+  }
+
+  schedule() {
+    if (this.timer) return;
+    this.timer = setTimeout(() => {
+      this.timer = null;
+      this.draw();
+    }, REDRAW);
+  }
+
+  draw() {
+    const [loss, average, rate] = this.chart.data.datasets;
+    const measured = this.points.filter((point) => point.loss !== null);
+    loss.data = measured.map((point) => ({ x: point.step, y: point.loss }));
+    average.data = movingAverage(measured, Number(this.smoothing.value));
+    rate.data = this.points.filter((point) => point.rate !== null && point.rate !== undefined).map((point) => ({ x: point.step, y: point.rate }));
+    rate.hidden = !this.showRate.checked;
+    this.chart.options.scales.rate.display = this.showRate.checked;
+    this.empty.hidden = measured.length > 0;
+    this.describe(measured, average.data);
+    this.colour();
+    this.chart.update("none");
+  }
+
+  describe(measured, average) {
+    if (!measured.length) return;
+    const last = measured.at(-1);
+    this.summary.textContent = `Loss ${readable(last.loss)} at step ${last.step}; moving average ${readable(average.at(-1).y)}, at first ${readable(average[0].y)}.`;
+  }
+
+  colour() {
+    const style = getComputedStyle(this.root.querySelector("[data-chart-colours]"));
+    const [accent, muted, grid] = [style.color, style.borderTopColor, style.backgroundColor];
+    const [loss, average, rate] = this.chart.data.datasets;
+    loss.borderColor = accent.replace(/^rgb\((.*)\)$/, "rgba($1, 0.3)");
+    average.borderColor = average.backgroundColor = accent;
+    rate.borderColor = muted;
+    for (const axis of Object.values(this.chart.options.scales)) {
+      axis.ticks.color = muted;
+      axis.grid = { ...axis.grid, color: grid };
+      if (axis.title) axis.title.color = muted;
+    }
+  }
+}
+
+// Exponential, and aware of gaps: a point `n` steps later counts as `n` steps.
+function movingAverage(points, smoothing) {
+  let average = null;
+  let before = 0;
+  return points.map(({ step, loss }) => {
+    const kept = average === null ? 0 : smoothing ** Math.max(1, step - before);
+    average = average === null ? loss : average * kept + loss * (1 - kept);
+    before = step;
+    return { x: step, y: average };
+  });
+}
+
+// Keeps the lowest and the highest loss of each stretch, so that no spike disappears.
+function thinned(points, most) {
+  const width = Math.ceil(points.length / (most / 2));
+  const kept = [];
+  for (let start = 0; start < points.length; start += width) {
+    const stretch = points.slice(start, start + width);
+    const low = stretch.reduce((a, b) => (b.loss < a.loss ? b : a));
+    const high = stretch.reduce((a, b) => (b.loss > a.loss ? b : a));
+    kept.push(...new Set([low, high].sort((a, b) => a.step - b.step)));
+  }
+  return kept;
+}
+
+function readable(value) {
+  return Math.abs(value) < 0.001 && value !== 0 ? value.toExponential(2) : value.toPrecision(4);
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  for (const root of document.querySelectorAll("[data-loss-chart]")) {
+    const chart = new LossChart(root);
+    root.lossChart = chart;
+    document.addEventListener("run:metrics", (event) => chart.add(event.detail));
+  }
+});

@@ -1,0 +1,106 @@
+// The run's page while the run lives: the figures change in place, and parts of the page are fetched again when the
+// status or a count says that there is news.
+"use strict";
+
+const SLOW = 1; // below one step a second, seconds per step read better
+
+function duration(seconds) {
+  const whole = Math.max(0, Math.round(seconds));
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+}
+
+function speed(stepsPerSecond) {
+  if (!stepsPerSecond) return "–";
+  return stepsPerSecond < SLOW ? `${(1 / stepsPerSecond).toFixed(1)} s/step` : `${stepsPerSecond.toFixed(1)} steps/s`;
+}
+
+const FIGURES = {
+  step: (run) => (run.total_steps ? `${run.step.toLocaleString("en")} / ${run.total_steps.toLocaleString("en")}` : "–"),
+  percent: (run) => (run.total_steps ? `${Math.floor((100 * run.step) / run.total_steps)} %` : ""),
+  loss: (run) => (run.loss === null ? "–" : run.loss.toPrecision(4)),
+  speed: (run) => (run.is_active ? speed(run.steps_per_second) : "–"),
+  eta: (run) => (run.is_active && run.eta_seconds !== null ? duration(run.eta_seconds) : "–"),
+  attempt: (run) => String(run.attempt),
+  stage: (run) => (run.is_active ? run.stage : ""),
+};
+
+class RunPage {
+  constructor(root) {
+    this.root = root;
+    const { status, attempt, reason, held, stopping, checkpoints, samples, events } = root.dataset;
+    this.known = { status: [status, attempt, reason, held, stopping].join(" "), checkpoints, samples, events };
+    document.addEventListener("run:status", (event) => this.show(event.detail));
+    document.addEventListener("close", () => this.refreshWaiting(), true);
+    document.addEventListener("click", (event) => this.enlarge(event));
+    this.waiting = new Set();
+  }
+
+  show(run) {
+    for (const [name, text] of Object.entries(FIGURES)) {
+      for (const element of this.root.querySelectorAll(`[data-figure="${name}"]`)) {
+        const wanted = text(run);
+        if (element.textContent !== wanted) element.textContent = wanted;
+      }
+    }
+    for (const bar of this.root.querySelectorAll("[data-run-progress]")) {
+      bar.max = run.total_steps || 1;
+      bar.value = run.step;
+      bar.className = `progress-${run.status}`;
+    }
+    this.title(run);
+    this.refreshChanged(run);
+  }
+
+  title(run) {
+    const percent = run.status === "running" && run.total_steps ? FIGURES.percent(run) : run.status_label;
+    document.title = `${percent} · ${run.output_name} · LoRA Pilot`;
+  }
+
+  refreshChanged(run) {
+    const now = {
+      status: [run.status, run.attempt, run.reason, run.is_held, run.stop_requested].join(" "),
+      checkpoints: String(run.checkpoints),
+      samples: String(run.samples),
+      events: String(run.events),
+    };
+    for (const [part, value] of Object.entries(now)) if (this.known[part] !== value) this.refresh(part);
+    if (this.known.status !== now.status) this.announce(run);
+    this.known = now;
+  }
+
+  announce(run) {
+    document.getElementById("run-announcer").textContent = `${run.output_name}: ${run.status_label}. ${run.reason}`;
+  }
+
+  // Not under an open dialog: its form or picture must not be taken away.
+  refresh(part) {
+    if (document.querySelector("dialog[open]")) this.waiting.add(part);
+    else htmx.trigger(`[data-part="${part}"]`, "refresh");
+  }
+
+  refreshWaiting() {
+    const parts = [...this.waiting];
+    this.waiting.clear();
+    for (const part of parts) setTimeout(() => this.refresh(part));
+  }
+
+  enlarge(event) {
+    const link = event.target.closest("a[data-sample]");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    const dialog = document.getElementById("sample-dialog");
+    dialog.querySelector("img").src = link.href;
+    dialog.querySelector("img").alt = link.dataset.prompt;
+    dialog.querySelector("[data-sample-title]").textContent = link.dataset.sample;
+    dialog.querySelector("[data-sample-prompt]").textContent = link.dataset.prompt;
+    dialog.querySelector("[data-sample-open]").href = link.href;
+    dialog.showModal();
+  }
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  const root = document.getElementById("run");
+  if (root) root.runPage = new RunPage(root);
+});
