@@ -1,7 +1,11 @@
-"""API: runs, mounted at /api/v1/."""
+"""The API of runs, mounted at /api/v1/."""
 
 from __future__ import annotations
 
-from django.urls import URLPattern
+from rest_framework.routers import SimpleRouter
 
-urlpatterns: list[URLPattern] = []
+from runs.api import RunViewSet
+
+router = SimpleRouter()
+router.register("runs", RunViewSet, basename="run")
+urlpatterns = router.urls

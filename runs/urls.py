@@ -1,8 +1,29 @@
-"""Pages: runs."""
+"""Pages of runs, below /runs/."""
 
 from __future__ import annotations
 
-from django.urls import URLPattern
+from django.urls import path
+
+from runs import views
 
 app_name = "runs"
-urlpatterns: list[URLPattern] = []
+urlpatterns = [
+    path("", views.list_runs, name="list"),
+    path("new/", views.new_run, name="new"),
+    path("preview/", views.preview, name="preview"),
+    path("<int:run_id>/", views.show_run, name="detail"),
+    path("<int:run_id>/artifacts/", views.show_part, {"part": "artifacts"}, name="artifacts"),
+    path("<int:run_id>/samples/", views.show_part, {"part": "samples"}, name="samples"),
+    path("<int:run_id>/events/", views.show_part, {"part": "events"}, name="events"),
+    path("<int:run_id>/status/", views.show_part, {"part": "status"}, name="status"),
+    path("<int:run_id>/artifacts/<int:checkpoint_id>/", views.download, name="download"),
+    path("<int:run_id>/samples/<int:sample_id>/", views.sample_file, name="sample_file"),
+    path("<int:run_id>/log/", views.log, name="log"),
+    path("<int:run_id>/stop/", views.stop, name="stop"),
+    path("<int:run_id>/resume/", views.resume, name="resume"),
+    path("<int:run_id>/retry/", views.retry, name="retry"),
+    path("<int:run_id>/hold/", views.hold, name="hold"),
+    path("<int:run_id>/release/", views.release, name="release"),
+    path("<int:run_id>/delete/", views.delete, name="delete"),
+    path("<int:run_id>/share/", views.share, name="share"),
+]

@@ -1,0 +1,15 @@
+"""The trainers that runs can be given to."""
+
+from __future__ import annotations
+
+from lorapilot.errors import UserError
+from runs.stacks.base import Stack
+from runs.stacks.builtin import BuiltinStack
+
+STACKS: dict[str, Stack] = {stack.key: stack for stack in (BuiltinStack(),)}
+
+
+def get_stack(key: str) -> Stack:
+    if key not in STACKS:
+        raise UserError(f"There is no trainer {key!r}. Choose one of: {', '.join(sorted(STACKS))}.", field="stack")
+    return STACKS[key]

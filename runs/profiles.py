@@ -1,0 +1,116 @@
+"""TrainPilot's guided profiles: a dataset's size, a base model and a device in; the values of a RunSpec out.
+
+Pure functions. The numbers are the documented ones of TrainPilot; what the base model, the device or the trainer makes
+different is said in `notes`, one sentence each, and shown before the start and with the run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from runs.enums import DeviceKind, Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """One profile. `repeats` is [(up to so many pictures, repeats), …]; past the last one it is 1."""
+
+    target_steps: int
+    most_epochs: int
+    rank: int
+    alpha: float
+    batch_size: int
+    gradient_accumulation_steps: int
+    caption_tokens: int
+    precision: str
+    repeats: tuple[tuple[int, int], ...] = ()
+    learning_rate: float = 2.5e-4
+
+
+PROFILES: dict[Profile, Numbers] = {
+    Profile.QUICK_TEST: Numbers(600, 12, 32, 16, 1, 2, 150, "fp16"),
+    Profile.REGULAR: Numbers(1200, 25, 48, 24, 2, 2, 225, "bf16", ((30, 4), (60, 2))),
+    Profile.HIGH_QUALITY: Numbers(2400, 45, 64, 32, 4, 1, 225, "bf16", ((60, 6), (150, 3))),
+}
+MANY_IMAGES = 80  # above it the target grows by a third
+PROFILE_RESOLUTION = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """What a profile makes of a dataset, a base model and a device."""
+
+    values: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def repeats_for(profile: Profile, images: int) -> int:
+    return next((repeats for most, repeats in PROFILES[profile].repeats if images <= most), 1)
+
+
+def updates_per_epoch(images: int, *, repeats: int, batch_size: int, gradient_accumulation_steps: int) -> int:
+    return math.ceil(math.ceil(images * repeats / batch_size) / gradient_accumulation_steps)
+
+
+def steps_for(profile: Profile, images: int) -> int:
+    """min(target, most epochs x updates per epoch); the target grows by a third above 80 images."""
+    numbers = PROFILES[profile]
+    target = numbers.target_steps + (numbers.target_steps // 3 if images > MANY_IMAGES else 0)
+    per_epoch = updates_per_epoch(
+        images,
+        repeats=repeats_for(profile, images),
+        batch_size=numbers.batch_size,
+        gradient_accumulation_steps=numbers.gradient_accumulation_steps,
+    )
+    return min(target, numbers.most_epochs * per_epoch)
+
+
+def fill(profile: Profile, *, images: int, resolution: int, device: DeviceKind, model_name: str) -> Filled:
+    """`resolution`: the base model's native side in pixels."""
+    numbers = PROFILES[profile]
+    steps = steps_for(profile, images)
+    precision, notes = _fit_precision(numbers.precision, device)
+    if resolution != PROFILE_RESOLUTION:
+        notes.append(
+            f"Resolution {resolution} instead of {PROFILE_RESOLUTION}: {model_name} was made for {resolution} pixels."
+        )
+    notes.append(
+        "The built-in trainer trains the UNet and reads 77 tokens of a caption; "
+        f"the profile's text-encoder rate and {numbers.caption_tokens} tokens do not apply."
+    )
+    values = {
+        "resolution": resolution,
+        "repeats": repeats_for(profile, images),
+        "steps": steps,
+        "batch_size": numbers.batch_size,
+        "gradient_accumulation_steps": numbers.gradient_accumulation_steps,
+        "rank": numbers.rank,
+        "alpha": numbers.alpha,
+        "conv_rank": numbers.rank,
+        "conv_alpha": numbers.alpha,
+        "network_dropout": 0.05,
+        "learning_rate": numbers.learning_rate,
+        "precision": precision,
+        "lr_schedule": "cosine_with_restarts",
+        "lr_cycles": 2,
+        "warmup_steps": min(100, steps // 10),
+        "shuffle_caption": True,
+        "keep_tokens": 1,
+        "flip": True,
+        "caption_dropout": 0.1,
+        "min_snr_gamma": 5.0,
+        "noise_offset": 0.02,
+        "max_grad_norm": 0.8,
+        "gradient_checkpointing": device != DeviceKind.CPU,
+        "save_every_steps": max(1, steps // 5),
+        "sample_every_steps": max(1, steps // 5),
+    }
+    return Filled(values, notes)
+
+
+def _fit_precision(precision: str, device: DeviceKind) -> tuple[str, list[str]]:
+    if device == DeviceKind.CPU and precision != "fp32":
+        return "fp32", [f"Precision fp32 instead of {precision}: this run gets a CPU, which is faster and exact in it."]
+    return precision, []

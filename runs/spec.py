@@ -1,0 +1,192 @@
+"""RunSpec: what to train, independent of the trainer. A frozen dataclass, validated once, stored with the run.
+
+Each field carries its label, group, bounds and help; the form, the API and the run page are made from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self, get_type_hints
+
+from lorapilot.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """How one field of the RunSpec is shown and bounded."""
+
+    label: str
+    group: str
+    help: str
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    choices: tuple[str, ...] = ()
+    multiple_of: int = 1
+
+
+def option(default: Any, label: str, group: str, help: str = "", **bounds: Any) -> Any:  # noqa: A002 the field's help
+    return dataclasses.field(
+        default=default, metadata={"option": Option(label=label, group=group, help=help, **bounds)}
+    )
+
+
+NETWORK, TRAINING, SCHEDULE, DATA, LOSS, SAVING = "Network", "Training", "Learning rate", "Data", "Loss", "Saving"
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts")
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """Raises UserError, with the field's name, for a value out of bounds."""
+
+    resolution: int = option(
+        1024,
+        "Resolution",
+        DATA,
+        "Side in pixels of a square with the training area.",
+        least=64,
+        most=4096,
+        multiple_of=8,
+    )
+    repeats: int = option(1, "Repeats", DATA, "How often each picture comes in an epoch.", least=1, most=1000)
+    enable_bucket: bool = option(True, "Aspect buckets", DATA, "Keep pictures' aspect ratios; off: crop to a square.")
+    flip: bool = option(False, "Mirror at random", DATA, "Not for faces, text or anything with a left and a right.")
+    shuffle_caption: bool = option(False, "Shuffle tags", DATA, "Comma-separated tags in a new order each time.")
+    keep_tokens: int = option(0, "Keep first tags", DATA, "So many tags stay in front.", least=0, most=75)
+    caption_dropout: float = option(
+        0.0, "Caption dropout", DATA, "Share of pictures shown without their caption.", least=0, most=1
+    )
+
+    rank: int = option(16, "Rank", NETWORK, "Size of the LoRA (network dim).", least=1, most=512)
+    alpha: float = option(16.0, "Alpha", NETWORK, "Scales the LoRA by alpha / rank.", above=0, most=1024)
+    conv_rank: int = option(0, "Convolution rank", NETWORK, "0 leaves convolutions alone.", least=0, most=512)
+    conv_alpha: float = option(0.0, "Convolution alpha", NETWORK, "0: as the rank.", least=0, most=1024)
+    network_dropout: float = option(0.0, "Network dropout", NETWORK, "", least=0, most=0.9)
+
+    steps: int = option(1000, "Steps", TRAINING, "Optimizer updates.", least=1, most=1_000_000)
+    batch_size: int = option(1, "Batch size", TRAINING, "Pictures at a time.", least=1, most=256)
+    gradient_accumulation_steps: int = option(
+        1, "Gradient accumulation", TRAINING, "Batches to one update.", least=1, most=256
+    )
+    precision: str = option("bf16", "Precision", TRAINING, "On a CPU always fp32.", choices=PRECISIONS)
+    gradient_checkpointing: bool = option(False, "Gradient checkpointing", TRAINING, "Less memory, slower.")
+    max_grad_norm: float = option(1.0, "Gradient clipping", TRAINING, "0: off.", least=0, most=1000)
+    weight_decay: float = option(0.01, "Weight decay", TRAINING, "Of AdamW.", least=0, most=10)
+    seed: int = option(31337, "Seed", TRAINING, "The same seed gives the same run.", least=0, most=2**31 - 1)
+
+    learning_rate: float = option(1e-4, "Learning rate", SCHEDULE, "", above=0, most=1)
+    lr_schedule: str = option("cosine", "Schedule", SCHEDULE, "", choices=SCHEDULES)
+    lr_cycles: int = option(1, "Restarts", SCHEDULE, "Cycles of cosine_with_restarts.", least=1, most=100)
+    warmup_steps: int = option(0, "Warm-up steps", SCHEDULE, "", least=0, most=100_000)
+
+    min_snr_gamma: float = option(0.0, "Min-SNR gamma", LOSS, "5 is usual; 0: off.", least=0, most=100)
+    noise_offset: float = option(0.0, "Noise offset", LOSS, "", least=0, most=1)
+
+    save_precision: str = option("fp16", "Saved as", SAVING, "Number format of the LoRA file.", choices=PRECISIONS)
+    save_every_steps: int = option(0, "Checkpoint every", SAVING, "Steps; 0: only at the end.", least=0, most=1_000_000)
+    sample_every_steps: int = option(
+        0, "Samples every", SAVING, "Steps; 0: before the first and after the last step only.", least=0, most=1_000_000
+    )
+    sample_prompts: tuple[str, ...] = option((), "Sample prompts", SAVING, "One a line, at most 16.")
+    sample_seed: int = option(1, "Sample seed", SAVING, "", least=0, most=2**31 - 1)
+    sample_steps: int = option(20, "Sample steps", SAVING, "Denoising steps of a sample.", least=1, most=200)
+    sample_scale: float = option(5.0, "Sample guidance", SAVING, "Classifier-free guidance.", least=0, most=50)
+
+    def __post_init__(self) -> None:
+        for name, described in OPTIONS.items():
+            _check(name, getattr(self, name), described)
+        if self.warmup_steps >= self.steps:
+            raise UserError(f"Warm-up is {self.warmup_steps} of {self.steps} steps: use fewer.", field="warmup_steps")
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """From JSON or a form. Unknown names are refused with the nearest known one; numbers may come as text."""
+        known = {name: _convert(name, value) for name, value in values.items() if _is_known(name)}
+        return cls(**known)
+
+    def as_values(self) -> dict[str, Any]:
+        """The JSON that `from_values` reads."""
+        return dataclasses.asdict(self) | {"sample_prompts": list(self.sample_prompts)}
+
+
+OPTIONS: dict[str, Option] = {field.name: field.metadata["option"] for field in dataclasses.fields(RunSpec)}
+TYPES: dict[str, Any] = get_type_hints(RunSpec)
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(RunSpec)}
+MOST_PROMPTS = 16
+MOST_PROMPT_CHARACTERS = 2000
+
+
+def _is_known(name: str) -> bool:
+    if name in OPTIONS:
+        return True
+    near = difflib.get_close_matches(name, OPTIONS, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UserError(f"There is no setting {name!r}.{hint}", field=name)
+
+
+def _convert(name: str, value: Any) -> Any:
+    """`value` as the field's type. A bool is no number, and 3.5 no whole number."""
+    wanted = TYPES[name]
+    label = OPTIONS[name].label
+    if wanted is bool:
+        if isinstance(value, bool):
+            return value
+        raise UserError(f"{label} is true or false.", field=name)
+    if wanted is int or wanted is float:
+        return _convert_number(name, value, whole=wanted is int)
+    if wanted is str:
+        if isinstance(value, str):
+            return value
+        raise UserError(f"{label} is a text.", field=name)
+    lines = value.splitlines() if isinstance(value, str) else value
+    if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
+        raise UserError(f"{label} is a list of texts.", field=name)
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _convert_number(name: str, value: Any, *, whole: bool) -> int | float:
+    kind = "a whole number" if whole else "a number"
+    refused = UserError(f"{OPTIONS[name].label} is {kind}.", field=name)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise refused
+    try:
+        number = float(value)
+        if not whole:
+            return number
+        if not number.is_integer():
+            raise refused
+        return int(value) if isinstance(value, int | str) else int(number)
+    except (ValueError, OverflowError):
+        raise refused from None
+
+
+def _check(name: str, value: Any, described: Option) -> None:
+    label = described.label
+    if described.choices and value not in described.choices:
+        raise UserError(f"{label}: {value!r} is none of {', '.join(described.choices)}.", field=name)
+    if name == "sample_prompts":
+        _check_prompts(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if not math.isfinite(value):
+        raise UserError(f"{label} is a finite number.", field=name)
+    if described.above is not None and value <= described.above:
+        raise UserError(f"{label} must be more than {described.above:g}.", field=name)
+    if described.least is not None and value < described.least:
+        raise UserError(f"{label} must be at least {described.least:g}.", field=name)
+    if described.most is not None and value > described.most:
+        raise UserError(f"{label} must be at most {described.most:g}.", field=name)
+    if isinstance(value, int) and value % described.multiple_of:
+        raise UserError(f"{label} must be a multiple of {described.multiple_of}.", field=name)
+
+
+def _check_prompts(prompts: tuple[str, ...]) -> None:
+    if len(prompts) > MOST_PROMPTS:
+        raise UserError(f"At most {MOST_PROMPTS} sample prompts, please.", field="sample_prompts")
+    if any(len(prompt) > MOST_PROMPT_CHARACTERS for prompt in prompts):
+        raise UserError(f"A sample prompt has at most {MOST_PROMPT_CHARACTERS:,} characters.", field="sample_prompts")

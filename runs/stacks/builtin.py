@@ -1,0 +1,231 @@
+"""Our own trainer, `lora_trainer`: configured by TOML with sd-scripts' key names, followed by its JSON-lines events.
+
+The events' schema is in docs/trainer.md. The web side imports none of it: it is started as a program.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import toml
+from django.conf import settings
+
+from lorapilot import workspace
+from lorapilot.errors import UserError
+from runs.enums import Status
+from runs.stacks.base import (
+    CheckpointSaved,
+    Exit,
+    LaunchPlan,
+    Observation,
+    Outcome,
+    Progress,
+    SampleDrawn,
+    Stage,
+    StateSaved,
+    StopStep,
+    TrainingJob,
+    Warned,
+    trainer_environment,
+)
+
+TRAINER = settings.BASE_DIR / "lora_trainer" / "__main__.py"
+EVENTS_FILE = "events.jsonl"
+PRECISION = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
+SAVE_PRECISION = {"fp32": "float", "fp16": "fp16", "bf16": "bf16"}
+
+
+class BuiltinStack:
+    key = "builtin"
+    name = "Built-in trainer"
+    architectures = frozenset({"sdxl"})
+
+    def check(self) -> str:
+        return "" if TRAINER.is_file() else f"{TRAINER} is missing: install LoRA Pilot again."
+
+    def compile(self, job: TrainingJob) -> LaunchPlan:
+        if job.architecture not in self.architectures:
+            raise UserError(f"The built-in trainer trains SDXL models, not {job.architecture}.", field="base_model")
+        config = job.attempt_folder / f"{job.name}.toml"
+        manifest = job.attempt_folder / "pictures.jsonl"
+        pictures = "".join(
+            json.dumps({"image": p.image, "caption": p.caption, "repeats": p.repeats * job.spec.repeats}) + "\n"
+            for p in job.pictures
+        )
+        text = toml.dumps(_config(job, manifest))
+        return LaunchPlan(
+            files={config: text, job.folder / f"{job.name}.toml": text, manifest: pictures},
+            argv=[sys.executable, "-P", str(TRAINER), str(config)],
+            env=trainer_environment(job, workspace.cache()),
+            cwd=job.folder,
+            # The first signal saves weights and state after the step under way; large models take a while to write.
+            stop=[StopStep("SIGINT", 60), StopStep("SIGTERM", 10), StopStep("SIGKILL", 5)],
+        )
+
+    def events_file(self, attempt_folder: Path) -> Path:
+        return attempt_folder / EVENTS_FILE
+
+    def parse(self, chunk: bytes) -> tuple[list[Observation], int]:
+        end = chunk.rfind(b"\n") + 1
+        observed = [_observe(record) for record in _records(chunk[:end])]
+        return [observation for observation in observed if observation is not None], end
+
+    def outcome(self, folder: Path, attempt_folder: Path, exit_: Exit) -> Outcome:
+        last = _last_words(attempt_folder / EVENTS_FILE)
+        if "error" in last:
+            return _refused(last["error"])
+        if "finished" in last and exit_.code == 0:
+            return _finished(folder, last["finished"])
+        if "stopped" in last or exit_.stop_requested:
+            return Outcome(Status.STOPPED, _stopped(last.get("stopped")))
+        if exit_.code in (-9, 137):
+            return Outcome(
+                Status.FAILED,
+                "The system killed the trainer, most likely because memory ran out. "
+                "Use a smaller batch or resolution, or end other programs, then resume.",
+            )
+        return Outcome(
+            Status.ERRORED,
+            f"The trainer ended with exit code {exit_.code} and no word of why. The end of the log may tell.",
+        )
+
+
+def _config(job: TrainingJob, manifest: Path) -> dict[str, Any]:
+    """The trainer's TOML. Keys are sd-scripts' where it has them."""
+    spec = job.spec
+    config: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(job.base_model),
+        "dataset_manifest": str(manifest),
+        "output_dir": str(job.folder),
+        "output_name": job.name,
+        "events_file": str(job.attempt_folder / EVENTS_FILE),
+        "logging_dir": str(job.folder / "tensorboard"),
+        "resolution": spec.resolution,
+        "enable_bucket": spec.enable_bucket,
+        "min_bucket_reso": max(64, spec.resolution // 2),
+        "max_bucket_reso": spec.resolution * 2,
+        # SDXL's step of 64 px at 1024; in proportion for smaller models, whose VAE needs multiples of 8.
+        "bucket_reso_steps": max(8, min(64, spec.resolution // 16 // 8 * 8)),
+        "flip_aug": spec.flip,
+        "shuffle_caption": spec.shuffle_caption,
+        "keep_tokens": spec.keep_tokens,
+        "caption_dropout_rate": spec.caption_dropout,
+        "max_train_steps": spec.steps,
+        "train_batch_size": spec.batch_size,
+        "gradient_accumulation_steps": spec.gradient_accumulation_steps,
+        "gradient_checkpointing": spec.gradient_checkpointing,
+        "mixed_precision": PRECISION[spec.precision],
+        "max_grad_norm": spec.max_grad_norm,
+        "seed": spec.seed,
+        "network_dim": spec.rank,
+        "network_alpha": spec.alpha,
+        "network_dropout": spec.network_dropout,
+        "network_train_unet_only": True,
+        "learning_rate": spec.learning_rate,
+        "optimizer_type": "AdamW",
+        "optimizer_args": [f"weight_decay={spec.weight_decay}"],
+        "lr_scheduler": spec.lr_schedule,
+        "lr_scheduler_num_cycles": spec.lr_cycles,
+        "lr_warmup_steps": spec.warmup_steps,
+        "min_snr_gamma": spec.min_snr_gamma,
+        "noise_offset": spec.noise_offset,
+        "save_precision": SAVE_PRECISION[spec.save_precision],
+        "save_every_n_steps": spec.save_every_steps,
+        "save_state": True,
+        "sample_at_first": True,
+        "sample_every_n_steps": spec.sample_every_steps,
+        "sample_prompts": [_sample_prompt(prompt, index, job) for index, prompt in enumerate(spec.sample_prompts)],
+        "metadata": dict(job.provenance),
+    }
+    if spec.conv_rank:
+        alpha = spec.conv_alpha or spec.conv_rank
+        config["network_args"] = [f"conv_dim={spec.conv_rank}", f"conv_alpha={alpha:g}"]
+    if job.resume_state is not None:
+        config["resume"] = str(job.resume_state)
+    return config
+
+
+def _sample_prompt(prompt: str, index: int, job: TrainingJob) -> dict[str, Any]:
+    spec = job.spec
+    return {
+        "prompt": prompt,
+        "negative_prompt": "",
+        "seed": spec.sample_seed + index,
+        "width": spec.resolution,
+        "height": spec.resolution,
+        "steps": spec.sample_steps,
+        "scale": spec.sample_scale,
+    }
+
+
+def _records(data: bytes) -> Iterator[dict[str, Any]]:
+    """The events in `data`; a line that is none (a disk that filled up tore it) is passed over."""
+    for line in data.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and record.get("v") == 1:
+            yield record
+
+
+def _observe(record: dict[str, Any]) -> Observation | None:
+    make = OBSERVERS.get(record.get("event", ""))
+    return make(record) if make else None
+
+
+def _stage(record: dict[str, Any]) -> Stage:
+    text = str(record["stage"])
+    return Stage(f"{text} {record['done']}/{record['total']}" if record.get("total") else text)
+
+
+OBSERVERS: dict[str, Callable[[dict[str, Any]], Observation]] = {
+    "stage": _stage,
+    "started": lambda r: Progress(r["start_step"], r["total_steps"], r["at"]),
+    "progress": lambda r: Progress(
+        r["step"],
+        r["total_steps"],
+        r["at"],
+        loss=r.get("loss"),
+        learning_rate=r.get("lr"),
+        steps_per_second=r.get("steps_per_second"),
+        eta_seconds=r.get("eta_seconds"),
+    ),
+    "checkpoint": lambda r: CheckpointSaved(r["path"], r["step"], r["bytes"], r["sha256"], is_final=r["final"]),
+    "state": lambda r: StateSaved(r["path"], r["step"]),
+    "sample": lambda r: SampleDrawn(
+        r["path"], r["step"], r["index"], r["prompt"], r.get("negative_prompt") or "", r["seed"]
+    ),
+    "warning": lambda r: Warned(r["message"]),
+}
+
+
+def _last_words(events: Path) -> dict[str, dict[str, Any]]:
+    """The attempt's last `finished`, `stopped` and `error` events."""
+    if not events.is_file():
+        return {}
+    wanted = {"finished", "stopped", "error"}
+    return {record["event"]: record for record in _records(events.read_bytes()) if record.get("event") in wanted}
+
+
+def _refused(error: dict[str, Any]) -> Outcome:
+    ours = error["code"] == "internal"
+    return Outcome(Status.ERRORED if ours else Status.FAILED, error["message"])
+
+
+def _finished(folder: Path, finished: dict[str, Any]) -> Outcome:
+    if (folder / finished["checkpoint"]).is_file():
+        return Outcome(Status.SUCCEEDED)
+    return Outcome(
+        Status.FAILED, f"The trainer finished, but {finished['checkpoint']} is gone. Was it moved or deleted?"
+    )
+
+
+def _stopped(stopped: dict[str, Any] | None) -> str:
+    if stopped is None:
+        return "Stopped before anything could be saved. Resume goes on from the last saved state, if there is one."
+    return f"Stopped at step {stopped['step']}; weights and state are saved."

@@ -1,0 +1,129 @@
+"""One attempt's process, seen through its folder: start the runner, ask how it is, stop it. No Django import."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runs.supervision import runner
+
+RUNNER = Path(runner.__file__)
+LAUNCH, RUNNER_RECORD, EXIT = "launch.json", "runner.json", "exit.json"
+START_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What the runner reads. `lock`: one per run, so that two attempts never train at once."""
+
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+    log: str
+    lock: str
+    stop: list[dict[str, Any]]
+
+
+def start(folder: Path, launch: Launch) -> None:
+    """Start the runner of this attempt and wait until it has written who it is. Raises TimeoutError otherwise."""
+    runner.write_json(folder / LAUNCH, {name: getattr(launch, name) for name in launch.__slots__})
+    with (folder / "runner.log").open("ab") as log:
+        started = subprocess.Popen(
+            [sys.executable, "-I", str(RUNNER), str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_SECONDS
+    while not has_started(folder):
+        # 75: another runner of this run has the lock; if it is this attempt's, its record is about to appear.
+        if started.poll() not in (None, runner.LOCKED) or time.monotonic() > deadline:
+            raise TimeoutError(f"The runner did not start (exit code {started.poll()}). See {folder / 'runner.log'}.")
+        time.sleep(0.02)
+
+
+def has_started(folder: Path) -> bool:
+    return (folder / RUNNER_RECORD).exists()
+
+
+def read_exit(folder: Path) -> dict[str, Any] | None:
+    """exit.json, once the runner has written it."""
+    try:
+        content: dict[str, Any] = json.loads((folder / EXIT).read_text())
+    except FileNotFoundError:
+        return None
+    return content
+
+
+def is_alive(folder: Path) -> bool:
+    """True while this attempt's runner, and no other process with its pid, runs on this boot of this host."""
+    record = _record(folder)
+    if record is None or record["boot_id"] != runner.boot_id():
+        return False
+    _reap(record["pid"])
+    try:
+        return runner.start_ticks(record["pid"]) == record["start_ticks"] and not _is_zombie(record["pid"])
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def request_stop(folder: Path) -> None:
+    """Ask the runner to walk through its stop plan. Asking again changes nothing."""
+    record = _record(folder)
+    if record is not None and is_alive(folder):
+        os.kill(record["pid"], signal.SIGTERM)
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads((folder / RUNNER_RECORD).read_text())
+    except FileNotFoundError:
+        return None
+    return content
+
+
+def _reap(pid: int) -> None:
+    """A runner is a child of the worker that started it: take its exit status, or it stays a zombie."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _is_zombie(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat").read_bytes()
+    return stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3] == b"Z"
+
+
+def end_leftovers(folder: Path) -> None:
+    """Kill what is left of this attempt's session after its runner died. Another session with the same id is spared."""
+    record = _record(folder)
+    if record is None or record["boot_id"] != runner.boot_id() or is_alive(folder):
+        return
+    try:
+        if runner.start_ticks(record["pid"]) != record["start_ticks"]:
+            return  # the pid, and with it the session's id, belongs to somebody else now
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    for pid in _session_members(record["pid"]):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _session_members(session: int) -> list[int]:
+    members = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if os.getsid(int(entry.name)) == session:
+                    members.append(int(entry.name))
+            except ProcessLookupError:
+                continue
+    return members
