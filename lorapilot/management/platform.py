@@ -1,0 +1,194 @@
+"""What `manage.py up` and `manage.py worker` share: one instance a workspace, the first start, the regular work."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from django.conf import settings
+from django.contrib.staticfiles.finders import get_finders
+from django.core.management import CommandError, call_command
+from django.db import Error as DatabaseAway
+from django.db import connection, connections
+from django.db.migrations.executor import MigrationExecutor
+
+from lorapilot import children, workspace
+from lorapilot.children import Child
+from lorapilot.jobs import CLUSTER as IO_CLUSTER
+from lorapilot.models import User
+
+log = logging.getLogger(__name__)
+
+ANOTHER_INSTANCE = 75  # EX_TEMPFAIL
+GRACE_SECONDS = 10.0  # a slice of supervision or a job may take longer; both are safe to kill
+RECONCILE_SECONDS = 5.0
+FIRST_ADMIN = "admin"
+
+
+def take_role(role: str) -> TextIO:
+    """The lock on one role of the workspace (`web`, or a host's name), held until this process ends, however it ends.
+
+    Raises CommandError (exit code 75) when another instance has it.
+    """
+    path = workspace.folder("locks") / f"{role}.lock"
+    lock = path.open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        lock.close()
+        raise CommandError(
+            f"LoRA Pilot already runs in {settings.WORKSPACE} (process {holder}). Stop it first, "
+            "or choose another folder with LORAPILOT_WORKSPACE.",
+            returncode=ANOTHER_INSTANCE,
+        ) from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    return lock
+
+
+def say(message: str) -> None:
+    """One line for the person at the terminal."""
+    print(f"{time.strftime('%H:%M:%S')} {message}", flush=True)
+
+
+def collect_static_files() -> None:
+    """As collectstatic, which takes seconds, but only after a static file or a setting of theirs has changed."""
+    if settings.DEBUG:
+        return  # served from where they are
+    stamp = Path(settings.STATIC_ROOT) / ".collected"
+    state = _static_state()
+    if stamp.exists() and stamp.read_text() == state:
+        return
+    call_command("collectstatic", interactive=False, verbosity=0)
+    stamp.write_text(state)
+
+
+def _static_state() -> str:
+    digest = hashlib.sha256(repr(settings.STORAGES["staticfiles"]).encode())
+    for finder in get_finders():
+        for name, storage in finder.list([]):
+            path = Path(storage.path(name))
+            status = path.stat()
+            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def create_first_admin() -> str:
+    """A superuser `admin` with a random password, where there is no superuser. Returns the password, kept nowhere."""
+    if User.objects.filter(is_superuser=True).exists() or User.objects.filter(username=FIRST_ADMIN).exists():
+        return ""
+    password = secrets.token_urlsafe(12)
+    User.objects.create_superuser(FIRST_ADMIN, password=password)
+    return password
+
+
+def wait_for_migrations() -> None:
+    """Until the web host has brought the database up to date."""
+    is_first_look = True
+    while not _is_migrated():
+        if is_first_look:
+            say("Waiting until `manage.py up` on the web host (or `manage.py migrate`) has prepared the database.")
+        is_first_look = False
+        time.sleep(1)
+
+
+def _is_migrated() -> bool:
+    try:
+        executor = MigrationExecutor(connection)
+        return not executor.migration_plan(executor.loader.graph.leaf_nodes())
+    except DatabaseAway:
+        return False
+    finally:
+        connection.close()
+
+
+def cluster(name: str, log_name: str, on_death: Callable[[], None] = lambda: None) -> Child:
+    """A django-q2 cluster that takes the tasks addressed to `name`."""
+    argv = children.python("lorapilot.cluster", name)
+    return Child(log_name, argv, workspace.logs() / f"{log_name}.log", settings.BASE_DIR, on_death=on_death)
+
+
+def web(listening: socket.socket) -> Child:
+    """The web server, on a socket that stays open while the server is restarted: nobody is refused meanwhile."""
+    descriptor = listening.fileno()
+    argv = children.python("lorapilot.server", "--fd", str(descriptor))
+    return Child("web", argv, workspace.logs() / "web.log", settings.BASE_DIR, hand_down=[descriptor])
+
+
+class Housekeeper(threading.Thread):
+    """Calls reconcile every 5 seconds. It outlives a database that is away, and says so once."""
+
+    def __init__(self, reconcile: Callable[[], None], release_leases: Callable[[str], int]) -> None:
+        super().__init__(name="housekeeper", daemon=True)
+        self._reconcile = reconcile
+        self._release_leases = release_leases
+        self._is_release_wanted = True  # no slice of an earlier instance is alive: we hold the lock
+        self._is_over = False
+        self._wake_up = threading.Event()
+        self._trouble = ""
+
+    def cluster_died(self) -> None:
+        """Its slices died with it: let others take over their runs at once."""
+        self._is_release_wanted = True
+        self._wake_up.set()
+
+    def end(self) -> None:
+        self._is_over = True
+        self._wake_up.set()
+        self.join(timeout=5)
+
+    def run(self) -> None:
+        while not self._is_over:
+            self._wake_up.clear()
+            self._round()
+            self._wake_up.wait(RECONCILE_SECONDS)
+
+    def _round(self) -> None:
+        try:
+            if self._is_release_wanted:
+                self._release_leases(settings.HOST_NAME)
+                self._is_release_wanted = False
+            self._reconcile()
+        except DatabaseAway as error:
+            self._tell(f"The database does not answer: {str(error).strip().splitlines()[0]}")
+        except Exception as error:
+            if self._tell(f"Housekeeping failed: {error!r}"):
+                log.exception("housekeeping failed")
+        else:
+            self._tell("")
+        finally:
+            connections.close_all()
+
+    def _tell(self, trouble: str) -> bool:
+        """Say what is wrong, or that nothing is any more; once. Returns whether that is news."""
+        is_news = trouble != self._trouble
+        if is_news:
+            say(trouble or "Housekeeping works again.")
+        self._trouble = trouble
+        return is_news
+
+
+def start_training_side() -> tuple[Housekeeper, list[Child]]:
+    """This machine as a host: known to the database, with its clusters (not started yet) and its regular work."""
+    from runs.hosts import register_host
+    from runs.reconcile import reconcile, release_leases
+
+    register_host()
+    housekeeper = Housekeeper(reconcile, release_leases)
+    housekeeper.start()
+    return housekeeper, [
+        cluster(settings.HOST_NAME, "worker", housekeeper.cluster_died),
+        cluster(IO_CLUSTER, "io"),
+    ]
