@@ -70,9 +70,7 @@ class DatasetVersion(models.Model):
     name = models.CharField(max_length=100, help_text="The dataset's name when the version was made.")
     trigger_word = models.CharField(max_length=100, blank=True)
     number = models.PositiveIntegerField()
-    digest = models.CharField(
-        max_length=64, help_text="sha256 of the canonical JSON of `pictures` and the trigger word."
-    )
+    digest = models.CharField(max_length=64, help_text="sha256 of the content; see services.version_digest.")
     # [{"sha256", "extension", "width", "height", "bytes", "caption", "repeats", "name"}], sorted by sha256
     pictures = models.JSONField()
     created_at = models.DateTimeField(auto_now_add=True)

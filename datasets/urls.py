@@ -1,8 +1,23 @@
-"""Pages: datasets."""
+"""Pages under /datasets/."""
 
 from __future__ import annotations
 
-from django.urls import URLPattern
+from django.urls import path
+
+from datasets import views
 
 app_name = "datasets"
-urlpatterns: list[URLPattern] = []
+urlpatterns = [
+    path("", views.dataset_list, name="list"),
+    path("new/", views.new, name="new"),
+    path("<int:pk>/", views.detail, name="detail"),
+    path("<int:pk>/edit/", views.edit, name="edit"),
+    path("<int:pk>/share/", views.share, name="share"),
+    path("<int:pk>/upload/", views.upload, name="upload"),
+    path("<int:pk>/delete/", views.delete, name="delete"),
+    path("<int:pk>/restore/", views.restore, name="restore"),
+    path("<int:pk>/pictures/<int:picture_pk>/caption/", views.caption, name="caption"),
+    path("<int:pk>/pictures/<int:picture_pk>/delete/", views.picture_delete, name="picture-delete"),
+    path("<int:pk>/pictures/<int:picture_pk>/thumbnail/", views.thumbnail, name="thumbnail"),
+    path("<int:pk>/pictures/<int:picture_pk>/original/", views.original, name="original"),
+]

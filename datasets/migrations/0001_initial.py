@@ -21,9 +21,7 @@ class Migration(migrations.Migration):
                 ("number", models.PositiveIntegerField()),
                 (
                     "digest",
-                    models.CharField(
-                        help_text="sha256 of the canonical JSON of `pictures` and the trigger word.", max_length=64
-                    ),
+                    models.CharField(help_text="sha256 of the content; see services.version_digest.", max_length=64),
                 ),
                 ("pictures", models.JSONField()),
                 ("created_at", models.DateTimeField(auto_now_add=True)),

@@ -1,0 +1,70 @@
+"""Datasets in the admin: to look at. The pages and the API change them, through services."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Count, QuerySet
+from django.http import HttpRequest
+
+from datasets import services
+from datasets.models import Dataset, DatasetVersion, Picture, Upload
+
+
+class LookOnly(admin.ModelAdmin[Any]):
+    """Every field can be read, none changed: services own the writing."""
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(Dataset)
+class DatasetAdmin(LookOnly):
+    list_display = ("name", "owner", "picture_count", "trigger_word", "updated_at")
+    list_select_related = ("owner",)
+    search_fields = ("name", "owner__username")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).annotate(picture_count=Count("pictures"))  # type: ignore[no-any-return]
+
+    @admin.display(description="pictures", ordering="picture_count")
+    def picture_count(self, dataset: Any) -> int:
+        return int(dataset.picture_count)
+
+
+@admin.register(Picture)
+class PictureAdmin(LookOnly):
+    list_display = ("original_name", "dataset", "width", "height", "caption", "created_at")
+    list_select_related = ("dataset",)
+    search_fields = ("original_name", "caption", "dataset__name", "sha256")
+
+
+@admin.register(DatasetVersion)
+class DatasetVersionAdmin(LookOnly):
+    list_display = ("name", "number", "owner", "picture_count", "digest", "created_at")
+    list_select_related = ("owner",)
+    search_fields = ("name", "digest", "owner__username")
+
+    @admin.display(description="pictures")
+    def picture_count(self, version: DatasetVersion) -> int:
+        return len(version.pictures)
+
+
+@admin.register(Upload)
+class UploadAdmin(LookOnly):
+    list_display = ("filename", "owner", "dataset", "offset", "size", "created_at", "finished_at")
+    list_select_related = ("owner", "dataset")
+    search_fields = ("filename", "owner__username")
+    actions = ("cancel",)
+
+    @admin.action(description="Cancel the selected uploads", permissions=["view"])
+    def cancel(self, request: HttpRequest, queryset: QuerySet[Upload]) -> None:
+        for upload in queryset.select_related("job"):
+            services.cancel_upload(upload)

@@ -1,0 +1,235 @@
+"""The API of datasets and uploads. Every change goes through the same services as the pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+
+import django_filters
+from django.db.models import QuerySet
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
+from rest_framework import mixins, viewsets
+from rest_framework.parsers import BaseParser, MultiPartParser
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from datasets import selectors, services
+from datasets.models import Dataset, DatasetVersion, Picture
+from datasets.serializers import (
+    CaptionInput,
+    DatasetChanges,
+    DatasetInput,
+    DatasetSerializer,
+    FilesInput,
+    ImportReportSerializer,
+    PictureSerializer,
+    UploadInput,
+    UploadSerializer,
+    VersionDetailSerializer,
+    VersionSerializer,
+)
+from lorapilot.access import get_editable, get_visible, signed_in
+from lorapilot.errors import Conflict, UserError
+from lorapilot.services import record
+
+READ_BYTES = 1024**2
+
+
+class DatasetFilter(django_filters.FilterSet):
+    name = django_filters.CharFilter(lookup_expr="icontains", help_text="Part of the name.")
+
+    class Meta:
+        model = Dataset
+        fields = ("name",)
+
+
+class DatasetViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[Any]):
+    """Datasets that you own or that are shared with you. Only the owner and staff change one."""
+
+    serializer_class = DatasetSerializer
+    filterset_class = DatasetFilter
+    queryset = Dataset.objects.none()
+    lookup_value_regex = "[0-9]+"
+
+    def get_queryset(self) -> QuerySet[Any]:
+        return selectors.visible_datasets(signed_in(self.request))
+
+    @extend_schema(request=DatasetInput, responses={201: DatasetSerializer})
+    def create(self, request: Request) -> Response:
+        given = _valid(DatasetInput(data=request.data))
+        dataset = services.create_dataset(signed_in(request), **given)
+        return Response(self._shown(dataset.pk), status=HTTPStatus.CREATED)
+
+    @extend_schema(request=DatasetChanges, responses=DatasetSerializer)
+    def partial_update(self, request: Request, pk: str) -> Response:
+        user = signed_in(request)
+        dataset = get_editable(Dataset, user, pk=pk)
+        given = _valid(DatasetChanges(data=request.data, context={"user": user, "dataset": dataset}))
+        if "name" in given:
+            services.rename_dataset(dataset, name=given["name"])
+        if "trigger_word" in given:
+            services.set_trigger_word(dataset, trigger_word=given["trigger_word"])
+        if "groups" in given:
+            services.share_dataset(dataset, groups=given["groups"])
+            record(user, "dataset shared", f"{dataset}: {', '.join(map(str, given['groups'])) or '-'}", request)
+        return Response(self._shown(dataset.pk))
+
+    @extend_schema(responses={204: None})
+    def destroy(self, request: Request, pk: str) -> Response:
+        user = signed_in(request)
+        dataset = get_editable(Dataset, user, pk=pk)
+        record(user, "dataset deleted", dataset, request)
+        services.delete_dataset(dataset)
+        return Response(status=HTTPStatus.NO_CONTENT)
+
+    def _shown(self, pk: int) -> Any:
+        return self.get_serializer(self.get_queryset().get(pk=pk)).data
+
+
+class PictureViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[Picture]):
+    """The pictures of a dataset, with their captions."""
+
+    serializer_class = PictureSerializer
+    queryset = Picture.objects.none()
+    filter_backends = ()
+
+    def get_queryset(self) -> QuerySet[Picture]:
+        dataset = get_visible(Dataset, signed_in(self.request), pk=self.kwargs["dataset_pk"])
+        return selectors.pictures_of(dataset)
+
+    @extend_schema(
+        request={"multipart/form-data": FilesInput},
+        responses={201: ImportReportSerializer, 400: ImportReportSerializer},
+    )
+    def create(self, request: Request, dataset_pk: int) -> Response:
+        """Add files in one request. What is refused is named with the reason; the rest goes in (400: nothing did)."""
+        dataset = get_editable(Dataset, signed_in(request), pk=dataset_pk)
+        given = _valid(FilesInput(data={"files": request.FILES.getlist("files")}))
+        report = services.import_files(dataset, files=[(file.name, file) for file in given["files"]])
+        done = report.sentence()
+        detail = done or "Nothing was imported. " + " ".join(f"{name}: {why}" for name, why in report.refused)
+        body = {"detail": detail} | report.as_dict()
+        return Response(body, status=HTTPStatus.CREATED if done else HTTPStatus.BAD_REQUEST)
+
+    @extend_schema(request=CaptionInput, responses=PictureSerializer)
+    def partial_update(self, request: Request, dataset_pk: int, pk: int) -> Response:
+        picture = selectors.editable_picture(signed_in(request), dataset_id=dataset_pk, picture_id=pk)
+        services.set_caption(picture, caption=_valid(CaptionInput(data=request.data))["caption"])
+        return Response(self.get_serializer(picture).data)
+
+    @extend_schema(responses={204: None})
+    def destroy(self, request: Request, dataset_pk: int, pk: int) -> Response:
+        picture = selectors.editable_picture(signed_in(request), dataset_id=dataset_pk, picture_id=pk)
+        services.delete_picture(picture)
+        return Response(status=HTTPStatus.NO_CONTENT)
+
+    def get_parsers(self) -> list[Any]:
+        return [MultiPartParser()] if self.request and self.request.method == "POST" else super().get_parsers()
+
+
+class VersionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[DatasetVersion]):
+    """The immutable versions of a dataset: what runs were, and can be, trained on."""
+
+    serializer_class = VersionSerializer
+    queryset = DatasetVersion.objects.none()
+    filter_backends = ()
+
+    def get_queryset(self) -> QuerySet[DatasetVersion]:
+        dataset = get_visible(Dataset, signed_in(self.request), pk=self.kwargs["dataset_pk"])
+        return dataset.versions.order_by("-number")
+
+    def get_serializer_class(self) -> Any:
+        return VersionDetailSerializer if self.action == "retrieve" else VersionSerializer
+
+    @extend_schema(request=None, responses={201: VersionSerializer})
+    def create(self, request: Request, dataset_pk: int) -> Response:
+        """Pin what the dataset holds now. The same content gives the same version."""
+        dataset = get_editable(Dataset, signed_in(request), pk=dataset_pk)
+        return Response(VersionSerializer(services.pin_version(dataset)).data, status=HTTPStatus.CREATED)
+
+
+# --- Uploads in chunks ------------------------------------------------------------------------------------------------
+class ChunkParser(BaseParser):
+    """Leaves the body where it is: the view reads it in blocks."""
+
+    media_type = "application/offset+octet-stream"
+
+    def parse(self, stream: Any, media_type: str | None = None, parser_context: Any = None) -> Any:
+        return stream
+
+
+class UploadsView(APIView):
+    @extend_schema(request=UploadInput, responses={201: UploadSerializer}, operation_id="uploads_create")
+    def post(self, request: Request) -> Response:
+        """Begin an upload of one file, then PATCH its bytes in pieces of `chunk_bytes`."""
+        user = signed_in(request)
+        given = _valid(UploadInput(data=request.data))
+        dataset = get_editable(Dataset, user, pk=given.pop("dataset"))
+        upload = services.start_upload(user, dataset=dataset, **given)
+        return Response(UploadSerializer(upload).data, status=HTTPStatus.CREATED, headers=_offset(upload.offset))
+
+
+@extend_schema_view(
+    get=extend_schema(responses=UploadSerializer, description="How many bytes have arrived, and how the import goes."),
+    delete=extend_schema(responses={204: None}, description="Cancel: forget the upload and its bytes."),
+)
+class UploadView(APIView):
+    parser_classes = (ChunkParser,)
+
+    def get(self, request: Request, upload_id: Any) -> Response:
+        upload = selectors.open_upload(signed_in(request), upload_id=upload_id)
+        return Response(UploadSerializer(upload).data, headers=_offset(upload.offset))
+
+    @extend_schema(
+        request={"application/offset+octet-stream": OpenApiTypes.BINARY},
+        parameters=[
+            OpenApiParameter(
+                "Upload-Offset", int, OpenApiParameter.HEADER, required=True, description="Where the bytes begin."
+            )
+        ],
+        responses={200: UploadSerializer, 204: None},
+    )
+    def patch(self, request: Request, upload_id: Any) -> Response:
+        """Add bytes. 204 while some are missing; 200 with the import job after the last; 409 with the right
+        `Upload-Offset` when they begin elsewhere."""
+        upload = selectors.open_upload(signed_in(request), upload_id=upload_id)
+        try:
+            if not upload.finished_at:
+                services.append_chunk(upload, offset=_given_offset(request), chunk=_blocks(request))
+            if upload.offset < upload.size:
+                return Response(status=HTTPStatus.NO_CONTENT, headers=_offset(upload.offset))
+            services.finish_upload(upload)
+        except Conflict as error:
+            upload.refresh_from_db()
+            body = {"detail": error.message, "offset": upload.offset}
+            return Response(body, status=error.status, headers=_offset(upload.offset))
+        return Response(UploadSerializer(upload).data, headers=_offset(upload.offset))
+
+    def delete(self, request: Request, upload_id: Any) -> Response:
+        services.cancel_upload(selectors.open_upload(signed_in(request), upload_id=upload_id))
+        return Response(status=HTTPStatus.NO_CONTENT)
+
+
+def _given_offset(request: Request) -> int:
+    value = request.headers.get("Upload-Offset", "")
+    if not (value.isascii() and value.isdigit()):
+        raise UserError("Send the header Upload-Offset: the place of the chunk's first byte.", field="offset")
+    return int(value)
+
+
+def _blocks(request: Request) -> Iterator[bytes]:
+    stream: Any = request.data  # as ChunkParser left it
+    while block := stream.read(READ_BYTES):
+        yield block
+
+
+def _offset(offset: int) -> dict[str, str]:
+    return {"Upload-Offset": str(offset), "Cache-Control": "no-store"}
+
+
+def _valid(serializer: Any) -> dict[str, Any]:
+    serializer.is_valid(raise_exception=True)
+    return dict(serializer.validated_data)

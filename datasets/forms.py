@@ -1,0 +1,65 @@
+"""Forms of the dataset pages. Services decide what is valid; a form shows what they say at its field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.contrib.auth.models import Group
+
+from datasets import selectors
+from datasets.captions import MAX_CHARACTERS
+from datasets.models import Dataset
+from lorapilot.models import User
+
+
+class DatasetForm(forms.Form):
+    name = forms.CharField(max_length=100, widget=forms.TextInput(attrs={"autocomplete": "off"}))
+    trigger_word = forms.CharField(
+        max_length=100,
+        required=False,
+        help_text="The word that calls the concept in a prompt, for example “ohwx”. You can set it later.",
+        widget=forms.TextInput(attrs={"autocomplete": "off", "autocapitalize": "none", "spellcheck": "false"}),
+    )
+
+
+class CaptionForm(forms.Form):
+    # Line breaks count as two characters here, and the service folds them: it has the last word on the length.
+    caption = forms.CharField(required=False, max_length=2 * MAX_CHARACTERS)
+
+
+class ShareForm(forms.Form):
+    groups = forms.ModelMultipleChoiceField(
+        queryset=Group.objects.none(),
+        required=False,
+        widget=forms.CheckboxSelectMultiple,
+        help_text="Members of these groups look at the dataset and train on it. Only you and staff change it.",
+    )
+
+    def __init__(self, *args: Any, user: User, dataset: Dataset, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        choices = selectors.shareable_groups(user, dataset=dataset)
+        self.fields["groups"].queryset = choices  # type: ignore[attr-defined]  # this field has one
+
+
+class SeveralFilesInput(forms.ClearableFileInput):
+    allow_multiple_selected = True
+
+
+class SeveralFilesField(forms.FileField):
+    """A list of files; FileField itself takes one."""
+
+    widget = SeveralFilesInput
+
+    def clean(self, data: Any, initial: Any = None) -> list[Any]:
+        given = data if isinstance(data, list | tuple) else [data]
+        return [super(SeveralFilesField, self).clean(one, initial) for one in given]
+
+
+class UploadForm(forms.Form):
+    files = SeveralFilesField(  # type: ignore[assignment]  # form["files"]; form.files is Django's own
+        label="Pictures, captions, ZIP archives",
+        allow_empty_file=True,  # an empty caption file is a caption; an empty picture is refused by name
+        widget=SeveralFilesInput(attrs={"accept": ".png,.jpg,.jpeg,.webp,.txt,.zip"}),
+        error_messages={"required": "Choose at least one file."},
+    )

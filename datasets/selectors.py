@@ -1,0 +1,72 @@
+"""What a user may see of datasets. Pictures, versions and media are reached through their dataset only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.auth.models import Group
+from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
+from django.shortcuts import get_object_or_404
+
+from datasets.models import Dataset, DatasetVersion, Picture, Upload
+from datasets.pictures import picture_path
+from lorapilot.access import get_editable, get_visible
+from lorapilot.models import User
+
+
+def visible_datasets(user: User) -> QuerySet[Any]:
+    """With owner, groups, `picture_count`, `missing_count` (pictures without a caption) and `cover_id` (a picture)."""
+    cover = Picture.objects.filter(dataset=OuterRef("pk")).order_by("pk").values("pk")[:1]
+    found: QuerySet[Any] = (
+        Dataset.objects.visible_to(user)
+        .select_related("owner")
+        .prefetch_related("groups")
+        .annotate(
+            picture_count=Count("pictures"),
+            missing_count=Count("pictures", filter=Q(pictures__caption="")),
+            cover_id=Subquery(cover),
+        )
+        .order_by("-updated_at", "-pk")
+    )
+    return found
+
+
+def pictures_of(dataset: Dataset, *, only_missing: bool = False) -> QuerySet[Picture]:
+    """In the order in which they came; `only_missing`: those without a caption."""
+    found = dataset.pictures.order_by("pk")
+    return found.filter(caption="") if only_missing else found
+
+
+def visible_picture(user: User, *, dataset_id: int, picture_id: int) -> Picture:
+    dataset = get_visible(Dataset, user, pk=dataset_id)
+    return get_object_or_404(Picture.objects.select_related("dataset"), dataset=dataset, pk=picture_id)
+
+
+def editable_picture(user: User, *, dataset_id: int, picture_id: int) -> Picture:
+    dataset = get_editable(Dataset, user, pk=dataset_id)
+    return get_object_or_404(Picture.objects.select_related("dataset"), dataset=dataset, pk=picture_id)
+
+
+def open_upload(user: User, *, upload_id: Any) -> Upload:
+    """Only who began an upload goes on with it."""
+    return get_object_or_404(Upload.objects.select_related("dataset", "job__owner"), owner=user, pk=upload_id)
+
+
+def shareable_groups(user: User, *, dataset: Dataset) -> QuerySet[Group]:
+    """The groups that `user` may pick: their own, those that see the dataset already, and all for staff."""
+    if user.is_staff:
+        return Group.objects.order_by("name")
+    mine = Q(pk__in=user.groups.values("pk")) | Q(pk__in=dataset.groups.values("pk"))
+    return Group.objects.filter(mine).order_by("name")
+
+
+def version_files(version: DatasetVersion) -> list[dict[str, Any]]:
+    """For a trainer's manifest: `{"image": absolute path, "caption", "repeats"}` of each picture of a version."""
+    return [
+        {
+            "image": str(picture_path(picture["sha256"], picture["extension"]).resolve()),
+            "caption": picture["caption"],
+            "repeats": picture["repeats"],
+        }
+        for picture in version.pictures
+    ]

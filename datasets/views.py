@@ -1,0 +1,269 @@
+"""Pages of datasets: list, grid of pictures with captions, upload, sharing, deletion, and the pictures themselves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.contrib import messages
+from django.core import signing
+from django.core.paginator import Paginator
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.utils.cache import get_conditional_response
+from django.utils.http import content_disposition_header
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
+
+from datasets import selectors, services
+from datasets.forms import CaptionForm, DatasetForm, ShareForm, UploadForm
+from datasets.models import Dataset, Picture
+from datasets.pictures import CONTENT_TYPES, ensure_thumbnail, picture_path
+from lorapilot.access import get_editable, signed_in
+from lorapilot.errors import UserError
+from lorapilot.services import record
+
+DATASETS_A_PAGE = 24
+PICTURES_A_PAGE = 60
+UNDO_SECONDS = 3600
+READ_BYTES = 256 * 1024
+
+get_or_post = require_http_methods(["GET", "HEAD", "POST"])
+
+
+# --- Datasets ---------------------------------------------------------------------------------------------------------
+@require_safe
+def dataset_list(request: HttpRequest) -> HttpResponse:
+    user = signed_in(request)
+    wanted = request.GET.get("q", "").strip()
+    found = selectors.visible_datasets(user)
+    page = Paginator(found.filter(name__icontains=wanted) if wanted else found, DATASETS_A_PAGE).get_page(
+        request.GET.get("page")
+    )
+    return render(request, "datasets/list.html", {"page": page, "wanted": wanted})
+
+
+@get_or_post
+def new(request: HttpRequest) -> HttpResponse:
+    form = DatasetForm(request.POST or None)
+    if form.is_valid():
+        try:
+            dataset = services.create_dataset(signed_in(request), **form.cleaned_data)
+        except UserError as error:
+            form.add_error(error.field or None, error.message)
+        else:
+            return redirect("datasets:detail", dataset.pk)
+    return render(request, "datasets/new.html", {"form": form}, status=_status_of(form))
+
+
+@require_safe
+def detail(request: HttpRequest, pk: int) -> HttpResponse:
+    return _detail_page(request, pk)
+
+
+@require_POST
+def edit(request: HttpRequest, pk: int) -> HttpResponse:
+    """Name and trigger word."""
+    dataset = get_editable(Dataset, signed_in(request), pk=pk)
+    form = DatasetForm(request.POST)
+    if form.is_valid():
+        try:
+            services.rename_dataset(dataset, name=form.cleaned_data["name"])
+            services.set_trigger_word(dataset, trigger_word=form.cleaned_data["trigger_word"])
+        except UserError as error:
+            form.add_error(error.field or None, error.message)
+        else:
+            messages.success(request, "Saved.")
+            return redirect("datasets:detail", pk)
+    return _detail_page(request, pk, edit_form=form)
+
+
+@require_POST
+def share(request: HttpRequest, pk: int) -> HttpResponse:
+    user = signed_in(request)
+    dataset = get_editable(Dataset, user, pk=pk)
+    form = ShareForm(request.POST, user=user, dataset=dataset)
+    if not form.is_valid():
+        return _detail_page(request, pk, share_form=form)
+    services.share_dataset(dataset, groups=form.cleaned_data["groups"])
+    record(user, "dataset shared", f"{dataset}: {', '.join(map(str, form.cleaned_data['groups'])) or '-'}", request)
+    messages.success(request, "Sharing saved.")
+    return redirect("datasets:detail", pk)
+
+
+@require_POST
+def upload(request: HttpRequest, pk: int) -> HttpResponse:
+    """The plain form, for browsers without scripts: a few files in one request."""
+    dataset = get_editable(Dataset, signed_in(request), pk=pk)
+    form = UploadForm(request.POST, request.FILES)
+    if not form.is_valid():
+        return _detail_page(request, pk, upload_form=form)
+    files = form.cleaned_data["files"]
+    report = services.import_files(dataset, files=[(file.name, file) for file in files])
+    _show_report(request, report)
+    return redirect("datasets:detail", pk)
+
+
+@get_or_post
+def delete(request: HttpRequest, pk: int) -> HttpResponse:
+    """Asks first, and says what goes and what stays."""
+    user = signed_in(request)
+    dataset = get_editable(Dataset, user, pk=pk)
+    if request.method == "POST":
+        record(user, "dataset deleted", dataset, request)
+        services.delete_dataset(dataset)
+        messages.success(request, f"The dataset “{dataset.name}” is deleted.")
+        return redirect("datasets:list")
+    context = {"dataset": dataset, "picture_count": dataset.pictures.count(), "version_count": dataset.versions.count()}
+    return render(request, "datasets/delete.html", context)
+
+
+def _detail_page(
+    request: HttpRequest,
+    pk: int,
+    *,
+    edit_form: DatasetForm | None = None,
+    share_form: ShareForm | None = None,
+    upload_form: UploadForm | None = None,
+) -> HttpResponse:
+    """The page of one dataset; a form that was refused is shown with its errors."""
+    user = signed_in(request)
+    dataset = selectors.visible_datasets(user).filter(pk=pk).first()
+    if dataset is None:
+        raise Http404
+    only_missing = request.GET.get("show") == "missing"
+    found = selectors.pictures_of(dataset, only_missing=only_missing)
+    context = {
+        "dataset": dataset,
+        "page": Paginator(found, PICTURES_A_PAGE).get_page(request.GET.get("page")),
+        "only_missing": only_missing,
+        "can_edit": dataset.is_editable_by(user),
+        "versions": dataset.versions.defer("pictures"),
+        "edit_form": edit_form or DatasetForm({"name": dataset.name, "trigger_word": dataset.trigger_word}),
+        "share_form": share_form or ShareForm(initial={"groups": dataset.groups.all()}, user=user, dataset=dataset),
+        "upload_form": upload_form or UploadForm(),
+    }
+    refused = edit_form or share_form or upload_form
+    return render(request, "datasets/detail.html", context, status=HTTPStatus.BAD_REQUEST if refused else HTTPStatus.OK)
+
+
+def _status_of(form: DatasetForm) -> int:
+    return HTTPStatus.BAD_REQUEST if form.is_bound and form.errors else HTTPStatus.OK
+
+
+def _show_report(request: HttpRequest, report: services.ImportReport) -> None:
+    done = report.sentence()
+    if done:
+        messages.success(request, done)
+    for name, reason in report.refused:
+        messages.error(request, f"{name}: {reason}")
+
+
+# --- One picture ------------------------------------------------------------------------------------------------------
+@require_POST
+def caption(request: HttpRequest, pk: int, picture_pk: int) -> HttpResponse:
+    """Saved as soon as the field is left (htmx), or by its button."""
+    picture = selectors.editable_picture(signed_in(request), dataset_id=pk, picture_id=picture_pk)
+    form = CaptionForm(request.POST)
+    error = "" if form.is_valid() else "The caption is too long. Shorten it."
+    if not error:
+        try:
+            services.set_caption(picture, caption=form.cleaned_data["caption"])
+        except UserError as refused:
+            error = refused.message
+    if request.htmx:  # type: ignore[attr-defined]  # django_htmx's middleware
+        return _caption_state(request, picture.dataset, error)
+    if error:
+        raise UserError(error, field="caption")
+    return redirect(reverse("datasets:detail", args=[pk]) + f"#picture-{picture_pk}")
+
+
+def _caption_state(request: HttpRequest, dataset: Dataset, error: str) -> HttpResponse:
+    missing = selectors.pictures_of(dataset, only_missing=True).count()
+    context = {"dataset": dataset, "error": error, "missing_count": missing}
+    return render(request, "datasets/_caption_state.html", context)
+
+
+@get_or_post
+def picture_delete(request: HttpRequest, pk: int, picture_pk: int) -> HttpResponse:
+    """Asks first (a dialog with scripts, a page without), and offers to undo it."""
+    picture = selectors.editable_picture(signed_in(request), dataset_id=pk, picture_id=picture_pk)
+    dataset = picture.dataset
+    if request.method != "POST":
+        return render(request, "datasets/picture_delete.html", {"dataset": dataset, "picture": picture})
+    deleted = services.delete_picture(picture)
+    context = {"dataset": dataset, "name": deleted["original_name"], "token": _undo_signer(pk).sign_object(deleted)}
+    if request.htmx:  # type: ignore[attr-defined]  # django_htmx's middleware
+        return render(request, "datasets/_deleted.html", context)
+    return render(request, "datasets/picture_deleted.html", context)
+
+
+@require_POST
+def restore(request: HttpRequest, pk: int) -> HttpResponse:
+    """Undo a deletion: the token carries what was deleted, signed, so that nobody restores what was never theirs."""
+    dataset = get_editable(Dataset, signed_in(request), pk=pk)
+    try:
+        deleted = _undo_signer(pk).unsign_object(request.POST.get("token", ""), max_age=UNDO_SECONDS)
+    except signing.BadSignature:
+        raise UserError("This can no longer be undone. Upload the picture again.") from None
+    picture = services.restore_picture(dataset, deleted=deleted)
+    if request.htmx:  # type: ignore[attr-defined]  # django_htmx's middleware
+        return render(request, "datasets/_picture.html", {"dataset": dataset, "picture": picture, "can_edit": True})
+    return redirect(reverse("datasets:detail", args=[pk]) + f"#picture-{picture.pk}")
+
+
+def _undo_signer(pk: int) -> signing.TimestampSigner:
+    return signing.TimestampSigner(salt=f"datasets.restore.{pk}")
+
+
+# --- Media: a picture is reached through its dataset, never by its hash alone -----------------------------------------
+@require_safe
+def thumbnail(request: HttpRequest, pk: int, picture_pk: int) -> HttpResponseBase:
+    picture = selectors.visible_picture(signed_in(request), dataset_id=pk, picture_id=picture_pk)
+    unchanged = _unchanged(request, picture)
+    if unchanged:
+        return unchanged
+    try:
+        content = ensure_thumbnail(picture.sha256, picture.extension).read_bytes()
+    except FileNotFoundError:
+        raise Http404 from None
+    return _for_long(HttpResponse(content, content_type="image/webp"), picture)
+
+
+@require_safe
+async def original(request: HttpRequest, pk: int, picture_pk: int) -> HttpResponseBase:
+    user = await sync_to_async(signed_in)(request)
+    picture = await sync_to_async(selectors.visible_picture)(user, dataset_id=pk, picture_id=picture_pk)
+    unchanged = _unchanged(request, picture)
+    if unchanged:
+        return unchanged
+    path = picture_path(picture.sha256, picture.extension)
+    if not path.exists():
+        raise Http404
+    response = StreamingHttpResponse(_blocks(path), content_type=CONTENT_TYPES[picture.extension])
+    response["Content-Length"] = str(picture.bytes)
+    disposition = content_disposition_header(as_attachment=False, filename=picture.original_name)
+    response["Content-Disposition"] = disposition or "inline"
+    return _for_long(response, picture)
+
+
+async def _blocks(path: Path) -> AsyncIterator[bytes]:
+    """Asynchronous, because a file that Django iterates itself is read into memory whole."""
+    with path.open("rb") as file:
+        while block := await sync_to_async(file.read, thread_sensitive=False)(READ_BYTES):
+            yield block
+
+
+def _unchanged(request: HttpRequest, picture: Picture) -> HttpResponseBase | None:
+    """304 for a client that has the picture: its content cannot change, only the right to see it."""
+    found = get_conditional_response(request, etag=f'"{picture.sha256}"')
+    return _for_long(found, picture) if found else None
+
+
+def _for_long(response: Any, picture: Picture) -> HttpResponseBase:
+    response["ETag"] = f'"{picture.sha256}"'
+    response["Cache-Control"] = "private, max-age=31536000, immutable"
+    return response  # type: ignore[no-any-return]  # streaming and plain responses share no typed base with headers
