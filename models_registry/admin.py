@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
+from lorapilot.access import signed_in
+from lorapilot.admin import ServiceOwnedAdmin
 from lorapilot.errors import UserError
 from models_registry import services
 from models_registry.models import BaseModel, ModelComponent
@@ -27,28 +27,19 @@ class ModelComponentInline(admin.TabularInline[ModelComponent, BaseModel]):
 
 
 @admin.register(BaseModel)
-class BaseModelAdmin(admin.ModelAdmin[BaseModel]):
+class BaseModelAdmin(ServiceOwnedAdmin[BaseModel]):
     list_display = ("name", "architecture", "resolution", "bytes", "sha256", "registered_by", "created_at")
     list_filter = ("architecture", "layout")
     list_select_related = ("registered_by",)
     search_fields = ("name", "path", "sha256")
-    inlines: ClassVar = [ModelComponentInline]
+    inlines = (ModelComponentInline,)
     actions = ("hash_again",)
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: BaseModel | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: BaseModel | None = None) -> bool:
-        return False
-
-    @admin.action(description="Compute the checksums again", permissions=["view"])
+    @admin.action(description="Compute the checksums again", permissions=["operate"])
     def hash_again(self, request: HttpRequest, queryset: QuerySet[BaseModel]) -> None:
         for base_model in queryset:
             try:
-                services.rehash_base_model(base_model, requested_by=request.user)  # type: ignore[arg-type]  # signed in
+                services.rehash_base_model(base_model, requested_by=signed_in(request))
             except UserError as error:
                 self.message_user(request, error.message, messages.WARNING)
             else:
@@ -56,17 +47,8 @@ class BaseModelAdmin(admin.ModelAdmin[BaseModel]):
 
 
 @admin.register(ModelComponent)
-class ModelComponentAdmin(admin.ModelAdmin[ModelComponent]):
+class ModelComponentAdmin(ServiceOwnedAdmin[ModelComponent]):
     list_display = ("path", "base_model", "role", "bytes", "dtype", "parameters", "sha256")
     list_filter = ("role",)
     list_select_related = ("base_model",)
     search_fields = ("path", "sha256")
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: ModelComponent | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: ModelComponent | None = None) -> bool:
-        return False

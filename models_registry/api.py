@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from django.db.models import QuerySet
 from drf_spectacular.utils import extend_schema
@@ -10,8 +10,8 @@ from rest_framework import mixins, serializers, status, viewsets
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from lorapilot.access import get_visible
-from lorapilot.models import Job, User
+from lorapilot.access import get_visible, signed_in
+from lorapilot.models import Job
 from models_registry import selectors, services
 from models_registry.models import BaseModel, ModelComponent
 
@@ -71,6 +71,7 @@ class RegisterSerializer(serializers.Serializer[BaseModel]):
 class BaseModelViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[BaseModel]):
     serializer_class = BaseModelSerializer
     filterset_fields = ("architecture",)
+    lookup_value_regex = "[0-9]+"
     queryset = BaseModel.objects.none()
 
     def get_queryset(self) -> QuerySet[BaseModel]:
@@ -86,12 +87,12 @@ class BaseModelViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[BaseModel]
         wanted = RegisterSerializer(data=request.data)
         wanted.is_valid(raise_exception=True)
         values: dict[str, Any] = wanted.validated_data
-        base_model = services.register_base_model(**values, registered_by=cast("User", request.user))
+        base_model = services.register_base_model(**values, registered_by=signed_in(request))
         return Response(BaseModelDetailSerializer(base_model).data, status=status.HTTP_201_CREATED)
 
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, pk: int) -> Response:
         """Remove a model from the list; its files stay. Staff only; refused while runs use it."""
         base_model = get_visible(BaseModel, request.user, pk=pk)
-        services.forget_base_model(base_model, forgotten_by=cast("User", request.user))
+        services.forget_base_model(base_model, forgotten_by=signed_in(request), request=request)
         return Response(status=status.HTTP_204_NO_CONTENT)

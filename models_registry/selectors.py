@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -24,11 +25,8 @@ class Candidate:
     """Something in the models folder that could be registered."""
 
     path: str
-    recognised: Recognised
-
-    @property
-    def architecture_title(self) -> str:
-        return TITLES[self.recognised.architecture]
+    architecture_title: str
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -93,9 +91,23 @@ def unregistered_candidates() -> list[Candidate]:
 
 def _candidate(path: Path, root: Path) -> Candidate | None:
     try:
-        return Candidate(path.relative_to(root).as_posix(), recognise(path, root=root))
+        found = _summary(path, root) if path.is_dir() else _file_summary(path, path.stat().st_mtime_ns)
+    except OSError:
+        return None
+    return Candidate(path.relative_to(root).as_posix(), *found) if found else None
+
+
+@lru_cache(maxsize=4096)  # a shelf of a thousand LoRAs is not read again for each look at the page
+def _file_summary(path: Path, _changed_at: int) -> tuple[str, int] | None:
+    return _summary(path, path.parent)
+
+
+def _summary(path: Path, root: Path) -> tuple[str, int] | None:
+    try:
+        recognised = recognise(path, root=root)
     except (Unrecognised, OSError, ValueError):
         return None
+    return TITLES[recognised.architecture], recognised.bytes
 
 
 def _models_below(root: Path, registered: set[str]) -> Iterator[Path]:

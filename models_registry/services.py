@@ -17,6 +17,7 @@ from typing import Any
 
 from django.db import IntegrityError, transaction
 from django.db.models import ProtectedError
+from django.http import HttpRequest
 
 import lora_trainer
 from lorapilot import jobs, workspace
@@ -77,7 +78,9 @@ def rehash_base_model(base_model: BaseModel, *, requested_by: User | None = None
     return locked
 
 
-def forget_base_model(base_model: BaseModel, *, forgotten_by: User | None = None) -> None:
+def forget_base_model(
+    base_model: BaseModel, *, forgotten_by: User | None = None, request: HttpRequest | None = None
+) -> None:
     """Remove the model from the list. Its files stay where they are. Raises Conflict while runs use it."""
     _require_staff(forgotten_by)
     name, hashing = base_model.name, base_model.hashing
@@ -86,7 +89,7 @@ def forget_base_model(base_model: BaseModel, *, forgotten_by: User | None = None
             base_model.delete()
             if hashing is not None:
                 jobs.cancel(hashing)
-            record(forgotten_by, "base model removed", name)
+            record(forgotten_by, "base model removed", name, request)
     except ProtectedError as error:
         count = len(error.protected_objects)
         using = "a run uses it" if count == 1 else f"{count} runs use it"
@@ -123,6 +126,8 @@ def hash_base_model(progress: Callable[..., None], *, base_model_id: int) -> dic
         component.sha256 = _sha256(component, partial(_tell, progress, done, total))
         ModelComponent.objects.filter(pk=component.pk).update(sha256=component.sha256)
         done += component.bytes
+    if not components:  # the model was removed meanwhile
+        return {}
     sha256 = combined_sha256([component.sha256 for component in components])
     BaseModel.objects.filter(pk=base_model_id).update(sha256=sha256)
     return {"sha256": sha256, "bytes": total}

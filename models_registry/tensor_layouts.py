@@ -98,7 +98,7 @@ def _what_it_is_instead(name: str, tensors: Tensors) -> str:
         return f"{name} holds only a text encoder. Register the model that it belongs to."
     if "emb_params" in tensors or set(tensors) == {"clip_l", "clip_g"}:
         return f"{name} is a textual inversion embedding, which is no base model."
-    few = ", ".join(ascii(key)[1:61] for key in sorted(tensors)[:3]) or "none"
+    few = ", ".join(ascii(key)[1:-1][:60] for key in sorted(tensors)[:3]) or "none"
     return (
         f"{name} has {len(tensors):,} tensors that fit none of Stable Diffusion 1.5, 2, XL and 3 and FLUX.1. "
         f"The first ones: {few}."

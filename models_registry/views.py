@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from lorapilot import workspace
-from lorapilot.access import get_visible
+from lorapilot.access import get_visible, signed_in
 from lorapilot.errors import NotAllowed, UserError
 from lorapilot.models import User
 from models_registry import selectors, services
@@ -61,7 +59,7 @@ def hashing(request: HttpRequest, pk: int) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 def register(request: HttpRequest) -> HttpResponse:
     user = _staff(request)
-    form = RegisterForm(request.POST or None)
+    form = RegisterForm(request.POST if request.method == "POST" else None)
     if request.method == "POST" and form.is_valid():
         try:
             base_model = services.register_base_model(**form.cleaned_data, registered_by=user)
@@ -76,7 +74,7 @@ def register(request: HttpRequest) -> HttpResponse:
 
 @require_POST
 def rehash(request: HttpRequest, pk: int) -> HttpResponse:
-    base_model = services.rehash_base_model(_visible(request, pk), requested_by=cast("User", request.user))
+    base_model = services.rehash_base_model(_visible(request, pk), requested_by=signed_in(request))
     messages.success(request, f"The checksums of {base_model.name} are being computed again.")
     return redirect("models:detail", base_model.pk)
 
@@ -88,7 +86,7 @@ def forget(request: HttpRequest, pk: int) -> HttpResponse:
     context: dict[str, object] = {"base_model": base_model}
     if request.method == "POST":
         try:
-            services.forget_base_model(base_model, forgotten_by=user)
+            services.forget_base_model(base_model, forgotten_by=user, request=request)
         except UserError as error:
             return render(
                 request, "models_registry/forget.html", context | {"refusal": error.message}, status=error.status
@@ -103,7 +101,7 @@ def _visible(request: HttpRequest, pk: int) -> BaseModel:
 
 
 def _staff(request: HttpRequest) -> User:
-    user = cast("User", request.user)
+    user = signed_in(request)
     if not user.is_staff:
         raise NotAllowed(services.STAFF_ONLY)
     return user
