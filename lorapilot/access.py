@@ -7,6 +7,7 @@ from typing import Any, Protocol, Self, TypeVar, cast
 
 from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, Group
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.http import Http404, HttpRequest
 
@@ -54,7 +55,10 @@ T = TypeVar("T", bound=models.Model)
 def get_visible(model: type[T], user: Viewer, **lookup: Any) -> T:
     """The object that `lookup` names, when `user` may look at it. Raises Http404 otherwise, whatever the reason."""
     manager: HasVisibleTo = model._default_manager  # type: ignore[assignment]  # every model passed here has one
-    found: T | None = manager.visible_to(user).filter(**lookup).first()
+    try:
+        found: T | None = manager.visible_to(user).filter(**lookup).first()
+    except (TypeError, ValueError, ValidationError):  # an address with something that no key can be
+        found = None
     if found is None:
         raise Http404
     return found

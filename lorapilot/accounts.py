@@ -25,6 +25,11 @@ class AccountAdapter(DefaultAccountAdapter):
         return reverse("account")
 
 
+def signup(_request: HttpRequest) -> dict[str, bool]:
+    """Context processor: whether the sign-in page offers to sign up."""
+    return {"is_signup_open": bool(settings.SIGNUP_OPEN)}
+
+
 def find_person(request: HttpRequest, *, username: str, password: str) -> User | None:
     """The active user of that name (or e-mail address) and password.
 

@@ -71,7 +71,7 @@ class TokenListView(generics.ListAPIView[ApiToken]):
         new.is_valid(raise_exception=True)
         values = dict(new.validated_data)
         user = self._person(request, values.pop("username", ""), values.pop("password", ""))
-        row, token = services.create_token(user, request=request._request, **values)
+        row, token = services.create_token(user, request=request, **values)
         body = {
             "token": token,
             "key": row.token_key,
@@ -105,7 +105,7 @@ class TokenView(APIView):
     @extend_schema(summary="Revoke a token", responses={204: None})
     def delete(self, request: Request, token_key: str) -> Response:
         user = signed_in(request)
-        services.revoke_token(get_token(user, token_key), actor=user, request=request._request)
+        services.revoke_token(get_token(user, token_key), actor=user, request=request)
         return Response(status=HTTPStatus.NO_CONTENT)
 
 

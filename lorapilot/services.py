@@ -102,4 +102,4 @@ def redeem_ticket(ticket: str) -> User | None:
 
 
 def _ticket_digest(ticket: str) -> str:
-    return hashlib.sha256(ticket.encode()).hexdigest()
+    return hashlib.sha256(ticket.encode(errors="replace")).hexdigest()

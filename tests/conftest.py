@@ -1,4 +1,4 @@
-"""A workspace and a database of their own for the whole test session; Alice owns, Bob shares her team, Charlie is a stranger."""
+"""A workspace and a database of the test session's own; Alice owns, Bob shares her team, Charlie is a stranger."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 # Before Django reads its settings: nothing of the developer's own installation is used.
 SESSION_WORKSPACE = Path(tempfile.mkdtemp(prefix="lorapilot-tests-"))
+(SESSION_WORKSPACE / "staticfiles").mkdir()
 os.environ.update(
     LORAPILOT_WORKSPACE=str(SESSION_WORKSPACE),
     LORAPILOT_ENV_FILE=os.devnull,
