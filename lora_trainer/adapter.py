@@ -37,10 +37,11 @@ def add_lora(unet: nn.Module, config: TrainingConfig) -> list[LoraPair]:
     shapes = _targets(unet, config)
     torch.manual_seed(config.seed)  # the first weights of `down`
     add_adapter: Any = unet.add_adapter
+    alpha: Any = config.network_alpha  # peft says int, but only divides it
     add_adapter(
         LoraConfig(
             r=config.network_dim,
-            lora_alpha=config.network_alpha,
+            lora_alpha=alpha,
             lora_dropout=config.network_dropout,
             target_modules=list(shapes),
             rank_pattern={name: rank for name, (rank, _) in shapes.items()},

@@ -55,7 +55,9 @@ def _train(config: TrainingConfig, events: EventLog, console: Console) -> int:
     _report_dataset(dataset, console)
     for notice in dataset.notices:
         events.emit("warning", code=notice.code, message=notice.message)
-    console.line("Loading PyTorch …")  # seconds of imports, so only after the cheap checks
+    # seconds of imports, so only after the cheap checks
+    events.emit("stage", stage="loading program", done=0, total=1)
+    console.line("Loading PyTorch …")
     from lora_trainer.train import train
 
     try:

@@ -31,8 +31,9 @@ def load_base_model(folder: Path, *, device: torch.device, unet_dtype: torch.dty
 
 def _read_pipeline(folder: Path) -> Any:
     _quiet()
+    pipeline_class: Any = StableDiffusionXLPipeline
     try:
-        return StableDiffusionXLPipeline.from_pretrained(
+        return pipeline_class.from_pretrained(
             str(folder),
             dtype=torch.float32,
             variant=weights_variant(folder),

@@ -30,7 +30,8 @@ class NoiseProcess:
     """Adds noise as the base model's own schedule says. All randomness comes from the generator passed in."""
 
     def __init__(self, scheduler_config: Mapping[str, Any], config: TrainingConfig) -> None:
-        self._scheduler: Any = DDPMScheduler.from_config(scheduler_config)
+        scheduler_class: Any = DDPMScheduler
+        self._scheduler: Any = scheduler_class.from_config(scheduler_config)
         self.prediction: str = self._scheduler.config.prediction_type
         if self.prediction not in ("epsilon", "v_prediction"):
             raise ModelError(

@@ -75,7 +75,10 @@ def test_missing_key_says_what_it_is_for():
         ({"network_args": ["rank=3"]}, "'network_args' knows conv_dim, conv_alpha, not 'rank'."),
         ({"network_args": ["conv_dim=a"]}, "'network_args': 'conv_dim=a' needs a number after the equals sign."),
         ({"network_args": "conv_dim=4"}, "'network_args' must be a list of texts, not 'conv_dim=4'."),
-        ({"optimizer_args": ["betas=0.9"]}, "'optimizer_args': betas takes two numbers from 0 to below 1, such as betas=0.9,0.99."),
+        (
+            {"optimizer_args": ["betas=0.9"]},
+            "'optimizer_args': betas takes two numbers from 0 to below 1, such as betas=0.9,0.99.",
+        ),
         ({"metadata": {"run": 7}}, "'metadata' must be a table of texts, not {'run': 7}."),
         ({"output_name": "../face"}, "'output_name' must be a plain file name, not '../face'."),
         ({"dataset_manifest": ""}, "Give exactly one of 'dataset_manifest' and 'train_data_dir'."),
@@ -90,12 +93,15 @@ def test_bad_value_is_refused_by_name(changes, sentence):
 
 
 def test_training_the_text_encoders_is_refused_with_the_reason():
-    assert refusal(network_train_unet_only=False).startswith("'network_train_unet_only' must be true: this trainer does")
+    assert refusal(network_train_unet_only=False).startswith(
+        "'network_train_unet_only' must be true: this trainer does"
+    )
 
 
 def test_network_and_optimizer_arguments_are_read():
     loaded = config.from_table(
-        REQUIRED | {"network_args": ["conv_dim=8", "conv_alpha=4.5"], "optimizer_args": ["weight_decay=0.01", "betas=0.9,0.99"]}
+        REQUIRED
+        | {"network_args": ["conv_dim=8", "conv_alpha=4.5"], "optimizer_args": ["weight_decay=0.01", "betas=0.9,0.99"]}
     )
     assert loaded.convolution == (8, 4.5)
     assert loaded.optimizer_options == {"weight_decay": 0.01, "betas": (0.9, 0.99)}
@@ -113,7 +119,7 @@ def test_printed_configuration_loads_back_to_an_equal_one(tmp_path):
     loaded = config.from_table(
         REQUIRED
         | {
-            "metadata": {"run id": "7 \"x\" ü", "b": "\\"},
+            "metadata": {"run id": '7 "x" ü', "b": "\\"},
             "sample_prompts": [{"prompt": "a 'b' \"c\"\n", "scale": 4}],
             "network_args": ["conv_dim=8"],
         }
