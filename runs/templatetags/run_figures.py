@@ -49,6 +49,14 @@ def percent(run: Run) -> str:
 
 
 @register.filter
+def took(run: Run) -> str:
+    """From its last start to its end."""
+    if run.started_at is None or run.finished_at is None:
+        return NONE_YET
+    return duration((run.finished_at - run.started_at).total_seconds())
+
+
+@register.filter
 def setting(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"

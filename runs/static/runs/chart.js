@@ -81,6 +81,7 @@ class LossChart {
     rate.hidden = !this.showRate.checked;
     this.chart.options.scales.rate.display = this.showRate.checked;
     this.empty.hidden = measured.length > 0;
+    this.chart.canvas.hidden = measured.length === 0;
     this.describe(measured, average.data);
     this.colour();
     this.chart.update("none");
