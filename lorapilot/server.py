@@ -159,6 +159,14 @@ class Socket(WebSocketProtocol):
         self.flow.stopProducing()
         super().connectionLost(reason)
 
+    def sendMessage(self, *arguments: Any, **options: Any) -> None:  # noqa: N802 Autobahn's name
+        """Autobahn holds what we send to the clients' limit, too, and drops what is longer: frames of a log are."""
+        limit, self.maxMessagePayloadSize = self.maxMessagePayloadSize, 0
+        try:
+            super().sendMessage(*arguments, **options)
+        finally:
+            self.maxMessagePayloadSize = limit
+
     def say_going_away(self) -> None:
         if self.state == self.STATE_OPEN:
             self.serverClose(code=GOING_AWAY)
@@ -199,6 +207,7 @@ class PilotServer(Server):
         self.http_factory: Factory = RequestFactory(self)
         self.ws_factory = SocketFactory(self, server=None)
         self.ws_factory.setProtocolOptions(
+            failByDrop=False,  # a client that breaks a rule hears which
             autoPingTimeout=self.ping_timeout,
             allowNullOrigin=True,  # lorapilot/asgi.py decides about origins
             openHandshakeTimeout=self.websocket_handshake_timeout,
@@ -221,6 +230,8 @@ class PilotServer(Server):
         """The application's `send`: it returns when the client has taken enough of what was sent before."""
         await super().handle_reply(protocol, message)
         await protocol.flow.wait()
+        if "disconnected" in self.connections.get(protocol, {"disconnected": 0}):
+            await asyncio.sleep(0.05)  # one that talks on to nobody must not hold up the others until it is cancelled
 
     async def drain(self, port: Any) -> None:
         """Take no new connection, say goodbye, wait for what is under way, and end what is left."""
@@ -261,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         listening = socket.socket(fileno=options.fd) if options.fd else listen(options.host, options.port)
     except OSError as error:
-        print(f"Cannot listen on {options.host}:{options.port}: {error.strerror}.", file=sys.stderr)  # noqa: T201
+        print(f"Cannot listen on {options.host}:{options.port}: {os.strerror(error.errno or 0)}.", file=sys.stderr)  # noqa: T201
         return CANNOT_LISTEN
     from django.conf import settings
     from django.utils.module_loading import import_string
