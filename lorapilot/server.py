@@ -159,8 +159,12 @@ class Socket(WebSocketProtocol):
         self.flow.stopProducing()
         super().connectionLost(reason)
 
+    maxMessagePayloadSize: int  # noqa: N815 Autobahn's name
+
     def sendMessage(self, *arguments: Any, **options: Any) -> None:  # noqa: N802 Autobahn's name
         """Autobahn holds what we send to the clients' limit, too, and drops what is longer: frames of a log are."""
+        if self.state != self.STATE_OPEN:
+            return  # the goodbye is on its way, and the application has not heard of it yet
         limit, self.maxMessagePayloadSize = self.maxMessagePayloadSize, 0
         try:
             super().sendMessage(*arguments, **options)
@@ -230,8 +234,12 @@ class PilotServer(Server):
         """The application's `send`: it returns when the client has taken enough of what was sent before."""
         await super().handle_reply(protocol, message)
         await protocol.flow.wait()
-        if "disconnected" in self.connections.get(protocol, {"disconnected": 0}):
+        if self._has_left(protocol):
             await asyncio.sleep(0.05)  # one that talks on to nobody must not hold up the others until it is cancelled
+
+    def _has_left(self, protocol: Any) -> bool:
+        is_closing = isinstance(protocol, Socket) and protocol.state != Socket.STATE_OPEN
+        return is_closing or "disconnected" in self.connections.get(protocol, {"disconnected": 0})
 
     async def drain(self, port: Any) -> None:
         """Take no new connection, say goodbye, wait for what is under way, and end what is left."""
@@ -243,9 +251,10 @@ class PilotServer(Server):
         deadline = loop.time() + DRAIN_SECONDS
         while self._is_busy() and loop.time() < deadline:  # noqa: ASYNC110 what ends here sets no event
             await asyncio.sleep(0.02)
-        left = self._applications()
-        for application in left:
-            application.cancel()
+        # Not only the applications: a request of Django's has tasks of its own, and CPython crashes on pending ones.
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
         if left:
             await asyncio.wait(left, timeout=CANCEL_SECONDS)
 
@@ -282,7 +291,9 @@ def main(argv: list[str] | None = None) -> int:
     PilotServer(application, max_body_bytes=settings.MAX_BODY_BYTES, behind_proxy=settings.BEHIND_HTTPS).serve(
         listening
     )
-    return 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all is said and done; a usual exit would wait for a view that hangs in a thread
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

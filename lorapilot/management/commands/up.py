@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from argparse import ArgumentParser
 from typing import Any
@@ -64,7 +65,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return listen(host, port, patience_seconds=4)
     except OSError as error:
-        sentence = f"Cannot listen on {host}, port {port}: {error.strerror}. Choose another with --port or --host."
+        sentence = f"Cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}. Choose another with --port or --host."
         raise CommandError(sentence, returncode=CANNOT_LISTEN) from None
 
 
