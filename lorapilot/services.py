@@ -18,6 +18,7 @@ from knox.settings import CONSTANTS
 from lorapilot.errors import Conflict, UserError
 from lorapilot.models import ApiToken, AuditEntry, SocketTicket, TokenScope, User
 
+FIRST_ADMIN = "admin"
 TOKEN_DAYS_AT_MOST = 365
 TOKENS_AT_MOST = 50  # of one person
 TICKET_LIFETIME = timedelta(seconds=30)
@@ -42,6 +43,16 @@ def _address_of(request: HttpRequest | None) -> str | None:
 
 
 # --- API tokens -------------------------------------------------------------------------------------------------------
+@transaction.atomic
+def create_first_admin() -> str:
+    """A superuser `admin` with a random password, where there is no superuser. Returns the password, kept nowhere."""
+    if User.objects.filter(is_superuser=True).exists() or User.objects.filter(username=FIRST_ADMIN).exists():
+        return ""
+    password = secrets.token_urlsafe(12)
+    record(None, "first administrator created", User.objects.create_superuser(FIRST_ADMIN, password=password))
+    return password
+
+
 @transaction.atomic
 def create_token(
     user: User, *, name: str, scope: str = TokenScope.WRITE, days: int | None = None, request: HttpRequest | None = None

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import secrets
 import socket
 import threading
 import time
@@ -24,14 +23,12 @@ from django.db.migrations.executor import MigrationExecutor
 from lorapilot import children, workspace
 from lorapilot.children import Child
 from lorapilot.jobs import CLUSTER as IO_CLUSTER
-from lorapilot.models import User
 
 log = logging.getLogger(__name__)
 
 ANOTHER_INSTANCE = 75  # EX_TEMPFAIL
 GRACE_SECONDS = 10.0  # a slice of supervision or a job may take longer; both are safe to kill
 RECONCILE_SECONDS = 5.0
-FIRST_ADMIN = "admin"
 
 
 def take_role(role: str) -> TextIO:
@@ -83,15 +80,6 @@ def _static_state() -> str:
             status = path.stat()
             digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def create_first_admin() -> str:
-    """A superuser `admin` with a random password, where there is no superuser. Returns the password, kept nowhere."""
-    if User.objects.filter(is_superuser=True).exists() or User.objects.filter(username=FIRST_ADMIN).exists():
-        return ""
-    password = secrets.token_urlsafe(12)
-    User.objects.create_superuser(FIRST_ADMIN, password=password)
-    return password
 
 
 def wait_for_migrations() -> None:

@@ -15,6 +15,7 @@ from lorapilot.children import Family, adopt_orphans
 from lorapilot.listening import address_of, listen
 from lorapilot.management import platform
 from lorapilot.models import User
+from lorapilot.services import FIRST_ADMIN, create_first_admin
 from models_registry.services import register_bundled_models
 
 CANNOT_LISTEN = 69  # EX_UNAVAILABLE
@@ -54,7 +55,7 @@ class Command(BaseCommand):
             "    to stop  press Ctrl-C; training goes on, and is found again at the next start",
         ]
         if password:
-            lines.append(f"    sign in  as {platform.FIRST_ADMIN}, password {password} (shown this once)")
+            lines.append(f"    sign in  as {FIRST_ADMIN}, password {password} (shown this once)")
         elif not User.objects.filter(is_superuser=True).exists():
             lines.append("    sign in  there is no administrator yet: run `manage.py createsuperuser`")
         self.stdout.write("\n".join([*lines, ""]))
@@ -65,8 +66,11 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return listen(host, port, patience_seconds=4)
     except OSError as error:
-        sentence = f"Cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}. Choose another with --port or --host."
-        raise CommandError(sentence, returncode=CANNOT_LISTEN) from None
+        why = os.strerror(error.errno or 0)
+        raise CommandError(
+            f"Cannot listen on {host}, port {port}: {why}. Choose another with --port or --host.",
+            returncode=CANNOT_LISTEN,
+        ) from None
 
 
 def _prepare() -> str:
@@ -74,4 +78,4 @@ def _prepare() -> str:
     call_command("migrate", interactive=False, verbosity=0)
     platform.collect_static_files()
     register_bundled_models()
-    return platform.create_first_admin()
+    return create_first_admin()
