@@ -148,6 +148,21 @@ def test_figures_curve_and_status_change_in_place(browser_of, live_platform):
     assert page.complaints == []
 
 
+def test_curve_of_a_long_run_stays_small_and_keeps_its_peaks(browser_of, live_platform):
+    page = run_page(browser_of("alice"), live_platform, "failed")  # it has no points of its own
+    kept = page.evaluate(
+        """() => { const chart = document.querySelector('[data-loss-chart]').lossChart;
+           const loss = (step) => step === 7777 ? 9 : 0.1 + (step % 7) / 100;
+           for (let step = 1; step <= 20000; step += 1) chart.add([[step, loss(step), 1e-4]]);
+           const steps = chart.points.map((point) => point.step);
+           chart.add([[15000, 0.5, 1e-4]]);  // resumed from an earlier step
+           return {fits: steps.length <= 4000, rising: steps.every((step, i) => !i || step > steps[i - 1]),
+                   last: steps.at(-1), peak: chart.points.some((point) => point.step === 7777),
+                   after: chart.points.at(-1).step}; }"""
+    )
+    assert kept == {"fits": True, "rising": True, "last": 20000, "peak": True, "after": 15000}
+
+
 def test_stop_by_keyboard_asks_first(browser_of, live_platform):
     page = run_page(browser_of("alice"), live_platform)
     for _ in range(20):

@@ -38,8 +38,8 @@ class LossChart {
         maintainAspectRatio: false,
         interaction: { mode: "index", intersect: false, axis: "x" },
         scales: {
-          x: { ...axis, type: "linear", ticks: { ...axis.ticks, precision: 0 }, title: { display: true, text: "Step", font: { size: 11 } } },
-          y: { ...axis, grace: "5%" },
+          x: { ...axis, type: "linear", bounds: "data", min: 0, ticks: { ...axis.ticks, precision: 0 }, title: { display: true, text: "Step", font: { size: 11 } } },
+          y: { ...axis },
           rate: { ...axis, position: "right", display: false, grid: { drawOnChartArea: false }, ticks: { ...axis.ticks, callback: (value) => value.toExponential(1) } },
         },
         plugins: {
@@ -108,15 +108,17 @@ class LossChart {
   }
 }
 
-// Exponential, and aware of gaps: a point `n` steps later counts as `n` steps.
+// Exponential, not drawn to the first value, and aware of gaps: a point `n` steps later counts as `n` steps.
 function movingAverage(points, smoothing) {
-  let average = null;
+  let sum = 0;
+  let weight = 0;
   let before = 0;
   return points.map(({ step, loss }) => {
-    const kept = average === null ? 0 : smoothing ** Math.max(1, step - before);
-    average = average === null ? loss : average * kept + loss * (1 - kept);
+    const kept = smoothing ** Math.max(1, step - before);
+    sum = sum * kept + loss * (1 - kept);
+    weight = weight * kept + (1 - kept);
     before = step;
-    return { x: step, y: average };
+    return { x: step, y: sum / weight };
   });
 }
 

@@ -34,6 +34,11 @@ class LogPanel {
     socket.addEventListener("log", (event) => this.receive(event.detail));
     socket.addEventListener("restart", (event) => this.restart(event.detail.offset));
     socket.addEventListener("state", (event) => this.showState(event.detail));
+    socket.addEventListener("status", (event) => {
+      this.isOver = event.detail.is_terminal;
+      this.root.classList.toggle("is-over", this.isOver);
+      this.showState(this.root.dataset.state);
+    });
     for (const type of ["status", "metrics", "state"]) {
       socket.addEventListener(type, (event) => {
         this.root.dispatchEvent(new CustomEvent(`run:${type}`, { detail: event.detail, bubbles: true }));
@@ -64,7 +69,7 @@ class LogPanel {
 
   showState(state) {
     this.root.dataset.state = state;
-    this.root.querySelector("[data-log-state]").textContent = STATES[state];
+    this.root.querySelector("[data-log-state]").textContent = state === "live" && this.isOver ? "complete" : STATES[state];
   }
 
   // Many frames of the log become one change of the page.

@@ -71,6 +71,7 @@ class RunPage {
   }
 
   announce(run) {
+    document.getElementById("messages").hidden = true; // it spoke of the status before
     document.getElementById("run-announcer").textContent = `${run.output_name}: ${run.status_label}. ${run.reason}`;
   }
 
