@@ -7,5 +7,5 @@ class LoraPilotConfig(AppConfig):
     name = "lorapilot"
 
     def ready(self) -> None:
-        """Connect what records sign-ins."""
-        from lorapilot import accounts  # noqa: F401
+        """Connect what records sign-ins, and the system checks."""
+        from lorapilot import accounts, checks  # noqa: F401

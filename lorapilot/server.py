@@ -192,8 +192,7 @@ class SocketFactory(WebSocketFactory):
 class PilotServer(Server):
     """Serves one ASGI application on one listening socket, until SIGTERM or SIGINT."""
 
-    def __init__(self, application: Any, *, max_body_bytes: int, behind_proxy: bool = False) -> None:
-        forwarded = {f"proxy_forwarded_{part}_header": f"X-Forwarded-{name}" for part, name in FORWARDED.items()}
+    def __init__(self, application: Any, *, max_body_bytes: int) -> None:
         super().__init__(
             application,
             endpoints=["the socket that `serve` is given"],
@@ -202,7 +201,6 @@ class PilotServer(Server):
             websocket_max_frame_size=MESSAGE_BYTES,
             application_close_timeout=CANCEL_SECONDS,
             server_name="",
-            **(forwarded if behind_proxy else {}),
         )
         self.max_body_bytes = max_body_bytes
 
@@ -270,9 +268,6 @@ class PilotServer(Server):
         return [application for application in found if application is not None and not application.done()]
 
 
-FORWARDED = {"address": "For", "port": "Port", "proto": "Proto"}
-
-
 def main(argv: list[str] | None = None) -> int:
     options = _parse(argv)
     if options.parent:
@@ -288,9 +283,7 @@ def main(argv: list[str] | None = None) -> int:
 
     application = import_string(options.application)
     print(f"Listening on {address_of(listening)}", flush=True)  # noqa: T201 a person or `manage.py up` reads it
-    PilotServer(application, max_body_bytes=settings.MAX_BODY_BYTES, behind_proxy=settings.BEHIND_HTTPS).serve(
-        listening
-    )
+    PilotServer(application, max_body_bytes=settings.MAX_BODY_BYTES).serve(listening)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # all is said and done; a usual exit would wait for a view that hangs in a thread

@@ -46,7 +46,7 @@ BEHIND_HTTPS = env.flag("BEHIND_HTTPS", default=False)
 # How many proxies in front of us add to X-Forwarded-For. 0: the header is not believed.
 TRUSTED_PROXIES = env.number("TRUSTED_PROXIES", 0)
 SIGNUP_OPEN = env.flag("SIGNUP_OPEN", default=False)
-# A worker's name for its host; its django-q2 cluster carries the same name.
+# A worker's name for its host; its django-q2 cluster takes the tasks that are addressed to it.
 HOST_NAME = env.text("LORAPILOT_HOST_NAME", socket.gethostname())
 # Prefix of an nginx `internal` location over the workspace; empty: we send files ourselves.
 X_ACCEL_PREFIX = env.text("X_ACCEL_PREFIX")
@@ -156,8 +156,9 @@ else:
 # --- Background work: django-q2 on the ORM broker. lorapilot/checks.py refuses other shapes ---------------------------
 GPU_SLOTS_AT_MOST = env.number("LORAPILOT_SLOTS", 0)  # 0: as many as this host has
 Q_CLUSTER: dict[str, Any] = {
-    "name": HOST_NAME,
+    "name": "lorapilot",  # signs the tasks: the same on every host. Which cluster runs here: lorapilot/cluster.py
     "orm": "default",
+    "scheduler": False,
     "workers": env.number("LORAPILOT_WORKERS", max(3, GPU_SLOTS_AT_MOST + 2), least=3),
     "timeout": 120,
     "retry": 180,
