@@ -1,5 +1,7 @@
-"""System checks: settings and packages that would fail later, and worse. `manage.py check` shows them; `manage.py up` runs
-them before it starts anything."""
+"""System checks: settings and packages that would fail later, and worse.
+
+`manage.py check` shows them; `manage.py up` runs them before it starts anything.
+"""
 
 from __future__ import annotations
 
