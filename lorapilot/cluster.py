@@ -39,8 +39,11 @@ class Descent:
             die_with_parent(parent, signal.SIGKILL)
 
 
-def run(name: str) -> int:
+def run(name: str, workers: int) -> int:
+    """Until SIGTERM, or until it has to be replaced. Returns the exit code."""
     os.environ["Q_CLUSTER_NAME"] = name  # before django_q reads it; `qcluster -n` is ignored on Linux
+    if workers:
+        os.environ["LORAPILOT_WORKERS"] = str(workers)  # as above
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lorapilot.settings")
     django.setup()
     from django_q import cluster
@@ -63,11 +66,12 @@ def run(name: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lorapilot.cluster", description="Run one django-q2 cluster.")
     parser.add_argument("name", help="a host's name, or `io`")
+    parser.add_argument("--workers", type=int, default=0, help="0: as the settings say")
     parser.add_argument("--parent", type=int, default=0, help="end when the process with this pid does")
     options = parser.parse_args(argv)
     if options.parent:
         die_with_parent(options.parent, signal.SIGKILL)
-    return run(options.name)
+    return run(options.name, options.workers)
 
 
 if __name__ == "__main__":

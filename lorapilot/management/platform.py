@@ -102,9 +102,9 @@ def _is_migrated() -> bool:
         connection.close()
 
 
-def cluster(name: str, log_name: str, on_death: Callable[[], None] = lambda: None) -> Child:
+def cluster(name: str, log_name: str, *, workers: int = 0, on_death: Callable[[], None] = lambda: None) -> Child:
     """A django-q2 cluster that takes the tasks addressed to `name`."""
-    argv = children.python("lorapilot.cluster", name)
+    argv = children.python("lorapilot.cluster", name, "--workers", str(workers))
     return Child(log_name, argv, workspace.logs() / f"{log_name}.log", settings.BASE_DIR, on_death=on_death)
 
 
@@ -173,10 +173,11 @@ def start_training_side() -> tuple[Housekeeper, list[Child]]:
     from runs.hosts import register_host
     from runs.reconcile import reconcile, release_leases
 
-    register_host()
+    host = register_host()
+    workers = max(settings.Q_CLUSTER["workers"], host.slots.count() + 2)  # each slot's run needs one almost always
     housekeeper = Housekeeper(reconcile, release_leases)
     housekeeper.start()
     return housekeeper, [
-        cluster(settings.HOST_NAME, "worker", housekeeper.cluster_died),
+        cluster(settings.HOST_NAME, "worker", workers=workers, on_death=housekeeper.cluster_died),
         cluster(IO_CLUSTER, "io"),
     ]
