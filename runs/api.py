@@ -72,7 +72,7 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
         """Delete an ended run and its files."""
         run = self._editable()
         services.delete_run(run)
-        record(signed_in(request), "run.deleted", run, request)
+        record(signed_in(request), "run deleted", run, request)
         return Response(status=204)
 
     @extend_schema(request=None, responses=RunSerializer)

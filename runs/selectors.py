@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.db.models import Q, QuerySet
+from django.db.models import F, Q, QuerySet
 
 from runs.enums import ACTIVE, DeviceKind, Status
 from runs.models import Device, MetricPoint, Run, Sample
@@ -22,7 +22,11 @@ def list_runs(user: Any) -> QuerySet[Run]:
 
 def queue(user: Any) -> QuerySet[Run]:
     """Active runs first, then the waiting ones in the order in which they start."""
-    return list_runs(user).filter(status__in=[*ACTIVE, Status.QUEUED]).order_by("-started_at", "queued_at", "pk")
+    return (
+        list_runs(user)
+        .filter(status__in=[*ACTIVE, Status.QUEUED])
+        .order_by(F("started_at").desc(nulls_last=True), "queued_at", "pk")
+    )
 
 
 def best_device() -> DeviceKind:

@@ -68,6 +68,12 @@ def plan_run(
             f"Choose a model that is {' or '.join(sorted(trainer.architectures))}.",
             field="base_model",
         )
+    if base_model.layout not in trainer.layouts:
+        raise UserError(
+            f"{trainer.name} cannot train {base_model.name}: it reads diffusers folders, not single files. "
+            "Choose a model that is a folder.",
+            field="base_model",
+        )
     if not pictures:
         raise UserError("This dataset has no pictures yet: add some first.", field="dataset")
     device = best_device()

@@ -187,7 +187,7 @@ def delete(request: HttpRequest, run_id: int) -> HttpResponse:
     if request.method == "GET":
         return render(request, "runs/confirm_delete.html", {"run": run, "checkpoints": run.checkpoints.all()})
     services.delete_run(run)
-    record(signed_in(request), "run.deleted", run, request)
+    record(signed_in(request), "run deleted", run, request)
     messages.success(request, f"{run.output_name} and its files are deleted.")
     return redirect("runs:list")
 
@@ -199,6 +199,6 @@ def share(request: HttpRequest, run_id: int) -> HttpResponse:
     groups = signed_in(request).groups.all()
     if request.method == "POST":
         services.share_run(run, groups=groups.filter(pk__in=request.POST.getlist("groups")))
-        record(signed_in(request), "run.shared", run, request)
+        record(signed_in(request), "run shared", run, request)
         return redirect("runs:detail", run.pk)
     return render(request, "runs/share.html", {"run": run, "groups": groups, "shared": set(run.groups.all())})

@@ -130,6 +130,7 @@ class Stack(Protocol):
     key: str
     name: str
     architectures: frozenset[str]
+    layouts: frozenset[str]  # of base models: folder, file
 
     def check(self) -> str:
         """Empty when the trainer can be used here, else what is missing and how to get it."""

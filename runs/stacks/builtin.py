@@ -43,6 +43,7 @@ class BuiltinStack:
     key = "builtin"
     name = "Built-in trainer"
     architectures = frozenset({"sdxl"})
+    layouts = frozenset({"folder"})
 
     def check(self) -> str:
         return "" if TRAINER.is_file() else f"{TRAINER} is missing: install LoRA Pilot again."
