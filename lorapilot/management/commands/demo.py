@@ -185,7 +185,7 @@ def _contact_sheet(client: Client, run_id: int) -> Image.Image:
     title = 24
     sheet = Image.new("RGB", (SHEET_SIDE * len(PROMPTS), (SHEET_SIDE + title) * 2), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(14)
+    font = ImageFont.load_default(12)
     for sample in samples:
         if sample["step"] not in rows:
             continue
