@@ -145,8 +145,11 @@ if REDIS_URL:
     CHANNEL_LAYERS = {
         "default": {
             "BACKEND": "channels_redis.core.RedisChannelLayer",
-            # redis-py's default of 100 connections refused 401 of 500 sockets.
-            "CONFIG": {"hosts": [{"address": REDIS_URL, "max_connections": 10_000}], "capacity": 100},
+            "CONFIG": {
+                # redis-py's defaults: 100 connections refused 401 of 500 sockets; 5 seconds end the layer's wait of 5.
+                "hosts": [{"address": REDIS_URL, "max_connections": 10_000, "socket_timeout": 30}],
+                "capacity": 100,
+            },
         }
     }
 else:
