@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from runs.supervision import runner
 
 RUNNER = Path(runner.__file__)
 LAUNCH, RUNNER_RECORD, EXIT = "launch.json", "runner.json", "exit.json"
-START_SECONDS = 10.0
+START_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +32,23 @@ class Launch:
 
 
 def start(folder: Path, launch: Launch) -> None:
-    """Start the runner of this attempt and wait until it has written who it is. Raises TimeoutError otherwise."""
+    """Start the runner of this attempt; it has written who it is when this returns. Raises RuntimeError otherwise.
+
+    Starting an attempt that was started before changes nothing.
+    """
     runner.write_json(folder / LAUNCH, {name: getattr(launch, name) for name in launch.__slots__})
     with (folder / "runner.log").open("ab") as log:
-        started = subprocess.Popen(
+        ended = subprocess.run(
             [sys.executable, "-I", str(RUNNER), str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            timeout=START_SECONDS,
+            check=False,
         )
-    deadline = time.monotonic() + START_SECONDS
-    while not has_started(folder):
-        # 75: another runner of this run has the lock; if it is this attempt's, its record is about to appear.
-        if started.poll() not in (None, runner.LOCKED) or time.monotonic() > deadline:
-            raise TimeoutError(f"The runner did not start (exit code {started.poll()}). See {folder / 'runner.log'}.")
-        time.sleep(0.02)
+    if ended.returncode != 0 and not has_started(folder):
+        raise RuntimeError(f"The runner did not start (exit code {ended.returncode}). See {folder / 'runner.log'}.")
 
 
 def has_started(folder: Path) -> bool:
@@ -69,7 +69,6 @@ def is_alive(folder: Path) -> bool:
     record = _record(folder)
     if record is None or record["boot_id"] != runner.boot_id():
         return False
-    _reap(record["pid"])
     try:
         return runner.start_ticks(record["pid"]) == record["start_ticks"] and not _is_zombie(record["pid"])
     except (FileNotFoundError, ProcessLookupError):
@@ -89,12 +88,6 @@ def _record(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return content
-
-
-def _reap(pid: int) -> None:
-    """A runner is a child of the worker that started it: take its exit status, or it stays a zombie."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
 
 
 def _is_zombie(pid: int) -> bool:

@@ -136,6 +136,10 @@ def clear_away(group: int) -> None:
 
 
 def main(folder: Path) -> int:
+    """Returns as soon as the attempt is under way (0) or refused (LOCKED); the child that trains goes on alone.
+
+    So whoever started us waits for a moment only, and has no child left to bury.
+    """
     launch = json.loads((folder / "launch.json").read_text())
     lock = os.open(launch["lock"], os.O_WRONLY | os.O_CREAT, 0o600)
     try:
@@ -144,15 +148,27 @@ def main(folder: Path) -> int:
         return LOCKED
     if (folder / "runner.json").exists():
         return LOCKED  # this attempt was launched before: an attempt runs once
+    ready, tell_ready = os.pipe()
+    if os.fork():
+        os.close(tell_ready)
+        return 0 if os.read(ready, 1) else 1  # the child keeps the lock
+    os.close(ready)
+    os.setsid()
+    run_attempt(folder, launch, tell_ready)
+    os._exit(0)
+
+
+def run_attempt(folder: Path, launch: dict[str, Any], tell_ready: int) -> None:
     reset_signals()
     LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     stop = StopPlan(launch["stop"])
     signal.signal(signal.SIGTERM, stop.request)
     me = {"pid": os.getpid(), "start_ticks": start_ticks(os.getpid()), "boot_id": boot_id()}
     write_json(folder / "runner.json", me)
+    os.write(tell_ready, b"1")
+    os.close(tell_ready)
     code = train(folder, launch, me, stop)
     write_json(folder / "exit.json", {"code": code, "stop_requested": stop.requested, "ended_at": time.time()})
-    return 0
 
 
 def train(folder: Path, launch: dict[str, Any], me: dict[str, Any], stop: StopPlan) -> int:
