@@ -18,7 +18,7 @@ ROOT = HERE.parent.parent
 PASSWORDS = {"alice": "alice-password", "bob": "bob-password"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop would refuse the database to modules that come after
 def chromium():
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:

@@ -9,6 +9,9 @@ from django.test import AsyncRequestFactory, RequestFactory
 
 from lorapilot.downloads import CHUNK_BYTES, send_file
 
+# Closing a response closes the connections of other tests, which asks the database.
+pytestmark = pytest.mark.django_db
+
 CONTENT = bytes(range(256)) * 4
 BINARY = "application/octet-stream"
 
