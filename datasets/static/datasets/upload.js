@@ -162,8 +162,9 @@ class Uploader {
         const answer = await this.request("PATCH", this.uploadUrl(upload.id), { headers, body: file.slice(known.offset, end) });
         return answer || { ...known, offset: end };
       } catch (error) {
-        if (error.status === 409) return { ...known, offset: error.body.offset };
-        throw error;
+        if (error.status !== 409) throw error;
+        await sleep(1000); // an earlier try of ours may still be writing
+        return { ...known, offset: error.body.offset };
       }
     }, line);
   }
