@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
@@ -36,6 +38,7 @@ from lorapilot.errors import Conflict, UserError
 from lorapilot.services import record
 
 READ_BYTES = 1024**2
+OFFSET = re.compile(r"[0-9]{1,19}")
 
 
 class DatasetFilter(django_filters.FilterSet):
@@ -68,10 +71,7 @@ class DatasetViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
         user = signed_in(request)
         dataset = get_editable(Dataset, user, pk=pk)
         given = _valid(DatasetChanges(data=request.data, context={"user": user, "dataset": dataset}))
-        if "name" in given:
-            services.rename_dataset(dataset, name=given["name"])
-        if "trigger_word" in given:
-            services.set_trigger_word(dataset, trigger_word=given["trigger_word"])
+        services.edit_dataset(dataset, name=given.get("name"), trigger_word=given.get("trigger_word"))
         if "groups" in given:
             services.share_dataset(dataset, groups=given["groups"])
             record(user, "dataset shared", f"{dataset}: {', '.join(map(str, given['groups'])) or '-'}", request)
@@ -95,6 +95,7 @@ class PictureViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
     serializer_class = PictureSerializer
     queryset = Picture.objects.none()
     filter_backends = ()
+    lookup_value_regex = "[0-9]+"
 
     def get_queryset(self) -> QuerySet[Picture]:
         dataset = get_visible(Dataset, signed_in(self.request), pk=self.kwargs["dataset_pk"])
@@ -136,6 +137,7 @@ class VersionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
     serializer_class = VersionSerializer
     queryset = DatasetVersion.objects.none()
     filter_backends = ()
+    lookup_value_regex = "[0-9]+"
 
     def get_queryset(self) -> QuerySet[DatasetVersion]:
         dataset = get_visible(Dataset, signed_in(self.request), pk=self.kwargs["dataset_pk"])
@@ -215,13 +217,13 @@ class UploadView(APIView):
 
 def _given_offset(request: Request) -> int:
     value = request.headers.get("Upload-Offset", "")
-    if not (value.isascii() and value.isdigit()):
+    if not OFFSET.fullmatch(value):
         raise UserError("Send the header Upload-Offset: the place of the chunk's first byte.", field="offset")
     return int(value)
 
 
 def _blocks(request: Request) -> Iterator[bytes]:
-    stream: Any = request.data  # as ChunkParser left it
+    stream: Any = request.data or io.BytesIO()  # as ChunkParser left it; without a body there is no stream
     while block := stream.read(READ_BYTES):
         yield block
 

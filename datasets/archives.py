@@ -64,7 +64,7 @@ def wanted_entries(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
         raise UserError(f"The archive has more than {MAX_ENTRIES:,} entries. Split it into several.")
     for entry in entries:
         _refuse_hostile(entry)
-    wanted = [entry for entry in entries if not entry.is_dir() and not _is_junk(entry)]
+    wanted = [entry for entry in entries if not _is_folder(entry) and not _is_junk(entry)]
     _refuse_twins(wanted)
     for entry in wanted:
         _refuse_foreign(entry)
@@ -92,6 +92,11 @@ def _refuse_hostile(entry: zipfile.ZipInfo) -> None:
         raise refused(entry, "its compression is not supported. Create the archive as a normal ZIP (deflate).")
     if entry.file_size > max(RATIO_FROM_BYTES, MAX_RATIO * entry.compress_size):
         raise refused(entry, f"it unpacks to more than {MAX_RATIO} times its size, as a ZIP bomb does.")
+
+
+def _is_folder(entry: zipfile.ZipInfo) -> bool:
+    """Also what has no name at all, which ZipInfo.is_dir cannot take."""
+    return not _parts(entry) or entry.is_dir()
 
 
 def _is_junk(entry: zipfile.ZipInfo) -> bool:
@@ -124,7 +129,7 @@ def is_caption(entry: zipfile.ZipInfo) -> bool:
 
 def entry_stem(entry: zipfile.ZipInfo) -> str:
     """What a picture and its caption have in common: the path without the ending."""
-    return str(PurePosixPath(*_parts(entry)).with_suffix(""))
+    return "/".join(_parts(entry)).rpartition(".")[0]
 
 
 def entry_name(entry: zipfile.ZipInfo) -> str:
@@ -139,12 +144,20 @@ def _parts(entry: zipfile.ZipInfo) -> list[str]:
 def opened_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[BinaryIO]:
     """The entry's unpacked bytes: at most as many as announced, the checksum checked at the end."""
     try:
-        with archive.open(entry) as stream:
+        stream = archive.open(entry)
+    except Exception:  # noqa: BLE001 a parser that is fed with damaged or hostile bytes raises anything
+        raise _damaged(entry) from None
+    try:
+        with stream:
             yield stream  # type: ignore[misc]  # it reads as a binary file
     except UserError as error:
         raise refused(entry, error.message[:1].lower() + error.message[1:]) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
-        raise refused(entry, "it is damaged: its checksum is wrong. Create the archive again.") from None
+        raise _damaged(entry) from None
+
+
+def _damaged(entry: zipfile.ZipInfo) -> UserError:
+    return refused(entry, "it is damaged. Create the archive again.")
 
 
 def refused(entry: zipfile.ZipInfo, reason: str) -> UserError:

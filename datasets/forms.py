@@ -53,7 +53,7 @@ class SeveralFilesField(forms.FileField):
 
     def clean(self, data: Any, initial: Any = None) -> list[Any]:
         given = data if isinstance(data, list | tuple) else [data]
-        return [super(SeveralFilesField, self).clean(one, initial) for one in given]
+        return [super(SeveralFilesField, self).clean(one, initial) for one in given or [None]]
 
 
 class UploadForm(forms.Form):

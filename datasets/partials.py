@@ -8,11 +8,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +24,7 @@ from lorapilot.errors import Conflict, UserError
 
 SPARE_BYTES = 1024**3  # stays free on the disk: trainings write there too
 READ_BYTES = 1024**2
+UUID_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def uploads_root() -> Path:
@@ -77,9 +79,10 @@ def hash_partial(upload_id: uuid.UUID) -> str:
 
 
 def kept_uploads() -> list[uuid.UUID]:
-    """Whose bytes are here."""
+    """Whose bytes are here. Other names are left alone: NFS keeps an open file that was removed as `.nfs…`."""
     root = uploads_root()
-    return [uuid.UUID(path.name) for path in root.iterdir()] if root.is_dir() else []
+    names = [path.name for path in root.iterdir()] if root.is_dir() else []
+    return [uuid.UUID(name) for name in names if UUID_NAME.fullmatch(name)]
 
 
 def remove_partial(upload_id: uuid.UUID) -> None:
@@ -89,5 +92,6 @@ def remove_partial(upload_id: uuid.UUID) -> None:
 def remove_older_than(folder: Path, *, seconds: float) -> None:
     """What an upload or an import left behind that nobody knows of any more."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if time.time() - path.stat().st_mtime > seconds:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process does the same
+            if time.time() - path.stat().st_mtime > seconds:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from django.conf import settings
@@ -62,6 +62,16 @@ def rename_dataset(dataset: Dataset, *, name: str) -> Dataset:
 def set_trigger_word(dataset: Dataset, *, trigger_word: str) -> Dataset:
     dataset.trigger_word = _checked_trigger_word(trigger_word)
     dataset.save(update_fields=["trigger_word", "updated_at"])
+    return dataset
+
+
+@transaction.atomic
+def edit_dataset(dataset: Dataset, *, name: str | None = None, trigger_word: str | None = None) -> Dataset:
+    """Name and trigger word, those that are given: both change, or neither."""
+    if name is not None:
+        rename_dataset(dataset, name=name)
+    if trigger_word is not None:
+        set_trigger_word(dataset, trigger_word=trigger_word)
     return dataset
 
 
@@ -226,7 +236,8 @@ def import_files(dataset: Dataset, *, files: Sequence[tuple[str, BinaryIO | Path
                 else:
                     _stage_file(batch, name=name, source=source, folder=folder)
             except UserError as error:
-                report.refused.append((name, error.message))
+                # What is wrong with an archive begins with its name, for the job that imports one alone.
+                report.refused.append((name, error.message.removeprefix(f"{name}: ")))
         targets, lone = _find_lone_pictures(dataset, batch)
         report.refused += lone
         return report + _record(dataset, batch, targets)
@@ -253,7 +264,7 @@ def import_zip(
 
 
 def _stage_file(batch: _Batch, *, name: str, source: BinaryIO | Path, folder: Path) -> None:
-    key = str(PurePosixPath(name).with_suffix(""))
+    key = name.rpartition(".")[0]
     if name.lower().endswith(".txt"):
         batch.captions[key] = (name, captions.read_caption(_first_bytes(source)))
     elif name.lower().endswith(pictures.NAME_ENDINGS):
@@ -287,11 +298,11 @@ def _find_lone_pictures(dataset: Dataset, batch: _Batch) -> tuple[dict[int, str]
     lone = batch.lone_captions()
     if lone:
         for pk, name in dataset.pictures.values_list("pk", "original_name"):
-            by_stem.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(pk)
+            by_stem.setdefault(name.rpartition(".")[0], []).append(pk)
     targets: dict[int, str] = {}
     refused: list[tuple[str, str]] = []
     for key, (name, text) in lone.items():
-        found = by_stem.get(PurePosixPath(key).name, [])
+        found = by_stem.get(key.rpartition("/")[2], [])
         if len(found) == 1:
             targets[found[0]] = text
         elif found:
@@ -476,8 +487,9 @@ def cancel_upload(upload: Upload) -> None:
     """Forget an upload and its bytes. One that is being imported is asked to stop; what it imported stays."""
     if upload.job and upload.job.status not in JOB_ENDED:
         jobs.cancel(upload.job)
+    upload_id = upload.pk  # deletion takes it away
     upload.delete()
-    partials.remove_partial(upload.pk)
+    partials.remove_partial(upload_id)
 
 
 @jobs.job
@@ -520,6 +532,7 @@ __all__ = [
     "create_dataset",
     "delete_dataset",
     "delete_picture",
+    "edit_dataset",
     "finish_upload",
     "import_files",
     "import_upload",

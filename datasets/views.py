@@ -71,8 +71,7 @@ def edit(request: HttpRequest, pk: int) -> HttpResponse:
     form = DatasetForm(request.POST)
     if form.is_valid():
         try:
-            services.rename_dataset(dataset, name=form.cleaned_data["name"])
-            services.set_trigger_word(dataset, trigger_word=form.cleaned_data["trigger_word"])
+            services.edit_dataset(dataset, **form.cleaned_data)
         except UserError as error:
             form.add_error(error.field or None, error.message)
         else:

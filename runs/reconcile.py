@@ -6,16 +6,21 @@ never the clock: a slice that was lost with its worker is handed out again from 
 
 from __future__ import annotations
 
+import time
+
 from django.conf import settings
 from django.db.models import Q
 from django.utils import timezone
 
-from datasets.services import remove_stale_uploads
+from datasets.services import remove_stale_uploads, remove_unused_pictures
+from lorapilot import workspace
 from lorapilot.jobs import restart_silent_jobs
 from runs import hosts
 from runs.dispatch import dispatch, hand_out
 from runs.models import Attempt
 from runs.supervision.follow import LEASE_EXPIRES_AFTER
+
+CLEAN_UP_SECONDS = 3600.0
 
 
 def reconcile() -> None:
@@ -24,6 +29,17 @@ def reconcile() -> None:
     restart_silent_jobs()
     remove_stale_uploads()
     dispatch()
+    clean_up_hourly()
+
+
+def clean_up_hourly() -> bool:
+    """What reads every version, and is not urgent. A file's age says when some host did it last."""
+    stamp = workspace.cache() / "cleaned-up"
+    if stamp.exists() and time.time() - stamp.stat().st_mtime < CLEAN_UP_SECONDS:
+        return False
+    stamp.touch()
+    remove_unused_pictures()
+    return True
 
 
 def restart_silent_slices() -> int:

@@ -1,31 +1,8 @@
-"""A workspace and a database of the test session's own; Alice owns, Bob shares her team, Charlie is a stranger."""
+"""A workspace and a database of the test's own. Alice owns, Bob shares her team, Charlie is a stranger."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from pathlib import Path
-
 import pytest
-
-# Before Django reads its settings: nothing of the developer's own installation is used.
-SESSION_WORKSPACE = Path(tempfile.mkdtemp(prefix="lorapilot-tests-"))
-(SESSION_WORKSPACE / "staticfiles").mkdir()
-os.environ.update(
-    LORAPILOT_WORKSPACE=str(SESSION_WORKSPACE),
-    LORAPILOT_ENV_FILE=os.devnull,
-    LORAPILOT_HOST_NAME="testhost",
-    STATIC_ROOT=str(SESSION_WORKSPACE / "staticfiles"),
-    SECRET_KEY="only-for-tests-" + "x" * 50,
-    API_RATE="100000/min",
-)
-for name in ("DATABASE_URL", "REDIS_URL", "DEBUG", "ALLOWED_HOSTS", "SIGNUP_OPEN"):
-    os.environ.pop(name, None)
-
-
-def pytest_unconfigure(config):
-    shutil.rmtree(SESSION_WORKSPACE, ignore_errors=True)
 
 
 @pytest.fixture

@@ -42,3 +42,18 @@ def add(dataset, draw):
         return list(to.pictures.filter(original_name__in=[f"{colour}.png" for colour in colours]))
 
     return added
+
+
+@pytest.fixture
+def everything(dataset, workspace):
+    """everything(): all rows and files of datasets, to be compared before and after."""
+    from datasets.models import Dataset, DatasetVersion, Picture, Upload
+    from lorapilot.models import Job
+
+    def found():
+        tables = (Dataset, Dataset.groups.through, Picture, DatasetVersion, Upload, Job)
+        rows = {table.__name__: list(table.objects.order_by("pk").values()) for table in tables}
+        staging = [path for path in workspace.glob("datasets/incoming/*") if path.is_dir()]
+        return rows, {path: path.read_bytes() for path in workspace.rglob("*") if path.is_file()}, staging
+
+    return found
