@@ -1,6 +1,7 @@
 """Files that are either complete or absent: written beside their final name, synced, then renamed."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 def write_file(path: Path, content: bytes) -> None:
     """Put a complete file at `path`, replacing what was there; raises OSError and leaves no trace on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # containers that share a folder may have equal process ids
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         _write_synced(temporary, content)
         temporary.replace(path)

@@ -41,12 +41,14 @@ def place(size: Size, rules: BucketRules) -> Placement | None:
 
 
 def bucket_sizes(rules: BucketRules) -> list[Size]:
-    """Every bucket of at most the resolution's area, both sides within [minimum, maximum] and multiples of step."""
+    """Every bucket of at most the resolution's area, both sides multiples of step and within [minimum, maximum], with
+    the maximum rounded up to one."""
     area = rules.resolution[0] * rules.resolution[1]
     square = _floor(math.isqrt(area), rules.step)
     sizes = {(square, square)}
-    for width in range(rules.minimum, rules.maximum + 1, rules.step):
-        height = min(rules.maximum, _floor(area // width, rules.step))
+    maximum = -(-rules.maximum // rules.step) * rules.step
+    for width in range(rules.minimum, maximum + 1, rules.step):
+        height = min(maximum, _floor(area // width, rules.step))
         if height >= rules.minimum:
             sizes |= {(width, height), (height, width)}
     return sorted(sizes)
@@ -74,8 +76,8 @@ def _shrink_to_area(size: Size, rules: BucketRules) -> Size:
     aspect = width / height
     by_width = _floor(int(math.sqrt(area * aspect) + 0.5), rules.step) or rules.step
     by_height = _floor(int(math.sqrt(area / aspect) + 0.5), rules.step) or rules.step
-    candidates = [(by_width, int(by_width / aspect + 0.5)), (int(by_height * aspect + 0.5), by_height)]
-    # of the two roundings, the one whose cut-off bucket keeps the aspect ratio better
+    candidates = [(int(by_height * aspect + 0.5), by_height), (by_width, int(by_width / aspect + 0.5))]
+    # of the two roundings, the one whose cut-off bucket keeps the aspect ratio better; the first when both are as good
     return min(candidates, key=lambda c: abs(_floor(c[0], rules.step) / max(1, _floor(c[1], rules.step)) - aspect))
 
 

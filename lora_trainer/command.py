@@ -2,32 +2,43 @@
 
 import argparse
 import contextlib
+import os
 import sys
 import traceback
 from pathlib import Path
 
 from lora_trainer import config as configuration
+from lora_trainer import inspection
+from lora_trainer.architectures import check_model, find_architecture
 from lora_trainer.config import TrainingConfig
 from lora_trainer.console import Console
-from lora_trainer.data import Dataset, read_dataset
-from lora_trainer.errors import FINISHED, STOPPED, StopRequested, TrainerError, explain
+from lora_trainer.data import BatchOrder, Dataset, read_dataset, split_validation
+from lora_trainer.errors import FINISHED, STOPPED, ConfigError, StopRequested, TrainerError, explain
 from lora_trainer.events import EventLog
-from lora_trainer.model_folder import check_model_folder
+from lora_trainer.plan import Plan, make_plan, make_schedule
 from lora_trainer.stop import StopSignal
 
 INTERNAL_SENTENCE = "The trainer failed because of a fault of its own; the traceback is above. Please report it."
+FILE_COMMANDS = ("inspect", "verify")
 
 
 def main(arguments: list[str]) -> int:
     """Run the command line and return the exit status (see docs/trainer.md)."""
+    if arguments[:1] and arguments[0] in FILE_COMMANDS:
+        return inspection.run(arguments)
+    if arguments == ["--options"]:
+        Console().line("\n".join(configuration.option_rows()))
+        return FINISHED
     options = _parser().parse_args(arguments)
-    console = Console()
+    # of several processes (accelerate launch), the first one speaks
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    console = Console() if is_first else Console(Path(os.devnull).open("w"))  # noqa: SIM115 - until the process ends
     events: EventLog | None = None
     try:
         table = configuration.read_table(options.config)
         if not (options.dry_run or options.print_config):
             path = configuration.events_path_of(table)
-            events = EventLog(path) if path else None
+            events = EventLog(path if is_first else Path(os.devnull)) if path else None
         config = configuration.from_table(table)
         if options.print_config:
             console.line(configuration.to_toml(config))
@@ -40,9 +51,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lora_trainer", description="Train a LoRA from a TOML file.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lora_trainer",
+        description="Train a LoRA from a TOML file.",
+        epilog="`inspect FILE` says what a LoRA file holds; `verify FILE` which programs use all of it; "
+        "`--options` prints a table of the TOML file's keys.",
+    )
     parser.add_argument("config", type=Path, help="the TOML file; its keys are listed in docs/trainer.md")
-    parser.add_argument("--dry-run", action="store_true", help="check everything but the weights, and train nothing")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and train nothing")
     parser.add_argument("--print-config", action="store_true", help="print the complete configuration as TOML")
     return parser
 
@@ -50,40 +66,67 @@ def _parser() -> argparse.ArgumentParser:
 def _train(config: TrainingConfig, events: EventLog, console: Console) -> int:
     stop = StopSignal()
     stop.install()
-    check_model_folder(Path(config.pretrained_model_name_or_path))
-    dataset = read_dataset(config)
-    _report_dataset(dataset, console)
+    _check_model(config)
+    dataset, held_back = split_validation(read_dataset(config), config)
+    _report_dataset(dataset, held_back, console)
+    _plan(config, dataset)
     for notice in dataset.notices:
         events.emit("warning", code=notice.code, message=notice.message)
     # seconds of imports, so only after the cheap checks
     events.emit("stage", stage="loading program", done=0, total=1)
     console.line("Loading PyTorch …")
-    from lora_trainer.train import train
+    from lora_trainer.train import make_accelerator, train
 
+    accelerator = make_accelerator(config, events, console)
     try:
-        return train(config, dataset, events=events, console=console, stop=stop)
+        return train(config, dataset, held_back, accelerator=accelerator, events=events, console=console, stop=stop)
     except StopRequested:
         events.emit("stopped", step=0, checkpoint=None, state=None)
         console.line("Stopped before the first step; nothing was saved.")
         return STOPPED
+    finally:
+        accelerator.end_training()
 
 
 def _dry_run(config: TrainingConfig, console: Console) -> int:
-    check_model_folder(Path(config.pretrained_model_name_or_path))
-    dataset = read_dataset(config)
-    _report_dataset(dataset, console)
-    # a batch holds pictures of one bucket only, so each bucket rounds up by itself
-    batches = sum(-(-count // config.train_batch_size) for count in dataset.bucket_counts().values())
-    epochs = config.max_train_steps * config.gradient_accumulation_steps / batches
+    _check_model(config)
+    dataset, held_back = split_validation(read_dataset(config), config)
+    _report_dataset(dataset, held_back, console)
+    plan = _plan(config, dataset)
     console.line(f"Base model: {config.pretrained_model_name_or_path}")
-    console.line(f"Steps: {config.max_train_steps}, {batches} batches an epoch, {epochs:.1f} epochs")
+    epochs = plan.total_steps / plan.steps_per_epoch
+    console.line(f"Steps: {plan.total_steps}, {plan.steps_per_epoch} an epoch, {epochs:.1f} epochs")
+    from lora_trainer.estimate import estimate
+
+    for sentence in estimate(config, dataset, plan).sentences():
+        console.line(sentence)
     return FINISHED
 
 
-def _report_dataset(dataset: Dataset, console: Console) -> None:
+def _check_model(config: TrainingConfig) -> None:
+    """Without reading a weight: is it a base model, and do the options fit it?"""
+    path = Path(config.pretrained_model_name_or_path)
+    check_model(path, vae=Path(config.vae) if config.vae else None)
+    if config.clip_skip > 1 and find_architecture(path).key == "sdxl":
+        raise ConfigError("'clip_skip' is for SD 1.5 and 2: SDXL always takes the layer before the last. Remove it.")
+
+
+def _plan(config: TrainingConfig, dataset: Dataset) -> Plan:
+    """Of one process. ConfigError when the schedule does not fit the steps."""
+    plan = make_plan(config, BatchOrder(dataset, config.train_batch_size, config.seed).batches_per_epoch)
+    make_schedule(config, plan.total_steps)
+    return plan
+
+
+def _report_dataset(dataset: Dataset, held_back: Dataset, console: Console) -> None:
     console.line(f"Pictures: {len(dataset.pictures)} ({dataset.images_per_epoch} an epoch with repeats)")
+    regularisation = sum(picture.is_regularisation for picture in dataset.pictures)
+    if regularisation:
+        console.line(f"  regularisation pictures among them: {regularisation}")
     for (width, height), count in sorted(dataset.bucket_counts().items()):
         console.line(f"  bucket {width}x{height}: {count}")
+    if held_back.pictures:
+        console.line(f"Kept for validation: {len(held_back.pictures)}")
     console.line(f"Dropped pictures: {len(dataset.dropped)}")
     for notice in dataset.notices:
         console.line(f"Warning: {notice.message}")

@@ -10,9 +10,9 @@ BAR_WIDTH = 10
 class Console:
     """Prints lines above a progress line. Updates at most 4 times a second, or 2 when stdout is a file or a pipe."""
 
-    def __init__(self, stream: TextIO = sys.stdout) -> None:
-        self._stream = stream
-        self._interval_seconds = 0.25 if stream.isatty() else 0.5
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._interval_seconds = 0.25 if self._stream.isatty() else 0.5
         self._drawn_at = float("-inf")
         self._width = 0
 

@@ -1,4 +1,5 @@
-"""Module names of the SDXL UNet: diffusers' paths to those of the original code, which other programs expect in a LoRA.
+"""Module names of the UNet: diffusers' paths to those of the original code, which single-file models have, and which
+other programs expect in a LoRA for SDXL.
 
 The original counts blocks through the whole network, diffusers counts inside each resolution. With L layers a
 resolution, resolution i of the way down owns input_blocks 1 + (L+1) i … and of the way up output_blocks (L+1) i ….
@@ -8,9 +9,20 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+_OUTSIDE_BLOCKS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
 _INSIDE_RESNET = {
+    "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
@@ -18,10 +30,10 @@ _PATH = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(resnets|attentions|
 
 
 def sgm_name(path: str, unet_config: Mapping[str, Any]) -> str:
-    """The original name of a module inside a block, such as `input_blocks.4.1.proj_in`; KeyError for others."""
+    """The original name of a module, such as `input_blocks.4.1.proj_in`; KeyError for a path of another network."""
     match = _PATH.fullmatch(path)
     if not match:
-        raise KeyError(path)
+        return _OUTSIDE_BLOCKS[path]
     way, resolution, kind, number, inner = match.groups()
     if kind == "resnets":
         inner = _INSIDE_RESNET[inner]

@@ -2,9 +2,12 @@
 
 Guarantee: on the CPU in float32, a run that is killed and resumed from its state ends with the same weights, bit for
 bit, as one that was never interrupted. The learning rate and the picture order are functions of the step and the seed,
-so the state holds only the LoRA, the optimizer, the random generators and the step.
+and states are only taken between steps, when no gradients are accumulated; so the state holds the LoRA, the optimizer,
+the loss scaler, the moving average, every process's random generators, what validation remembers, and the step.
 """
 
+import dataclasses
+import hashlib
 import io
 import json
 import shutil
@@ -17,10 +20,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lora_trainer.atomic import write_folder
+from lora_trainer.config import TrainingConfig
 from lora_trainer.errors import ConfigError
 
 KEPT = 2
-FORMAT = 1
+FORMAT = 2
 _COMPLETE = "COMPLETE"
 
 
@@ -37,21 +41,44 @@ class TrainingState:
     optimizer: dict[str, Any]
     scaler: dict[str, Any] | None
     """Loss scaling of fp16."""
-    noise_generator: Tensor
-    global_generator: Tensor
-    """PyTorch's own CPU generator: dropout."""
+    ema: dict[str, Any] | None
+    generators: list[dict[str, Tensor | None]]
+    """Of each process: `noise` (ours), `torch` and `cuda` (PyTorch's own: dropout)."""
+    validation: dict[str, Any]
+    """Best loss so far, and how many validations did not beat it."""
+    recipe: str = ""
+    """`recipe_digest` of the configuration that wrote it."""
+
+
+# where results go, and what is drawn on the way, changes no weight
+_NOT_THE_RECIPE = {
+    "output_dir", "output_name", "save_model_as", "save_precision", "save_every_n_steps", "save_every_n_epochs",
+    "save_last_n_epochs", "save_best", "save_state", "resume", "events_file", "logging_dir", "no_metadata", "metadata",
+    "training_comment", "metadata_title", "metadata_author", "metadata_description", "metadata_license",
+    "metadata_tags", "metadata_trigger_phrase", "metadata_usage_hint", "cache_dir", "dataset_manifest",
+    "train_data_dir", "reg_data_dir", "sample_every_n_steps", "sample_every_n_epochs", "sample_at_first",
+    "sample_sampler", "sample_prompts",
+}  # fmt: skip
+
+
+def recipe_digest(config: TrainingConfig, device: str) -> str:
+    """Equal digests train alike, bit for bit, on the CPU in float32: options, PyTorch's version, device, threads."""
+    options = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_THE_RECIPE}
+    facts = [options, torch.__version__, device, torch.get_num_threads()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def save_state(folder: Path, state: TrainingState) -> Path:
     """Write the state of a step under `folder` and forget all but the newest two; returns the new one's path."""
     path = folder / f"step{state.step:08d}"
-    facts = {"format": FORMAT, "step": state.step, "batches_per_epoch": state.batches_per_epoch}
-    rest = {
-        "optimizer": state.optimizer,
-        "scaler": state.scaler,
-        "noise_generator": state.noise_generator,
-        "global_generator": state.global_generator,
+    facts = {
+        "format": FORMAT,
+        "step": state.step,
+        "batches_per_epoch": state.batches_per_epoch,
+        "validation": state.validation,
+        "recipe": state.recipe,
     }
+    rest = {name: getattr(state, name) for name in ("optimizer", "scaler", "ema", "generators")}
     buffer = io.BytesIO()
     torch.save(rest, buffer)
     files = {"lora.safetensors": save(state.lora), "training.pt": buffer.getvalue()}
@@ -66,13 +93,16 @@ def load_state(path: Path) -> TrainingState:
         raise ConfigError(f"'resume': {path} is not a complete state folder of this trainer.")
     try:
         facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        written_in = facts.pop("format")
         rest = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
         lora = load((path / "lora.safetensors").read_bytes())
-        return TrainingState(step=facts["step"], batches_per_epoch=facts["batches_per_epoch"], lora=lora, **rest)
+        if written_in == FORMAT:
+            return TrainingState(lora=lora, **facts, **rest)
     except MemoryError:
         raise
     except Exception as error:
         raise ConfigError(f"'resume': the state {path} is damaged ({type(error).__name__}); choose another.") from error
+    raise ConfigError(f"'resume': the state {path} was written by another version; start again without it.")
 
 
 def _forget_old(folder: Path) -> None:

@@ -12,7 +12,19 @@ from django.http import HttpRequest
 from lorapilot.admin import ServiceOwnedAdmin
 from lorapilot.errors import UserError
 from runs import services
-from runs.models import Attempt, Checkpoint, Device, Host, MetricPoint, Run, RunEvent, Sample, Slot, TrainingState
+from runs.models import (
+    Attempt,
+    Checkpoint,
+    Device,
+    Host,
+    MetricPoint,
+    Run,
+    RunEvent,
+    Sample,
+    Slot,
+    TrainingState,
+    ValidationPoint,
+)
 
 
 def _do_all(request: HttpRequest, runs: QuerySet[Run], act: Callable[..., Run], done: str) -> None:
@@ -140,3 +152,9 @@ class MetricPointAdmin(ServiceOwnedAdmin[MetricPoint]):
     list_display = ("run", "step", "attempt", "loss", "learning_rate", "at")
     list_select_related = ("run",)
     show_full_result_count = False
+
+
+@admin.register(ValidationPoint)
+class ValidationPointAdmin(ServiceOwnedAdmin[ValidationPoint]):
+    list_display = ("run", "step", "attempt", "loss")
+    list_select_related = ("run",)

@@ -224,6 +224,22 @@ class MetricPoint(models.Model):
         return f"step {self.step}: loss {self.loss}"
 
 
+class ValidationPoint(models.Model):
+    """The loss on pictures that are not trained, after a step; a later attempt's value replaces an earlier one's."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="validations")
+    step = models.PositiveIntegerField()
+    attempt = models.PositiveIntegerField()
+    loss = models.FloatField(null=True)
+
+    class Meta:
+        ordering: ClassVar = ["run", "step"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["run", "step"], name="validation_once_per_step")]
+
+    def __str__(self) -> str:
+        return f"step {self.step}: validation loss {self.loss}"
+
+
 class Checkpoint(models.Model):
     """LoRA weights that a run saved."""
 

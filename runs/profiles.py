@@ -25,14 +25,15 @@ class Numbers:
     gradient_accumulation_steps: int
     caption_tokens: int
     precision: str
+    text_encoder_learning_rate: float
     repeats: tuple[tuple[int, int], ...] = ()
     learning_rate: float = 2.5e-4
 
 
 PROFILES: dict[Profile, Numbers] = {
-    Profile.QUICK_TEST: Numbers(600, 12, 32, 16, 1, 2, 150, "fp16"),
-    Profile.REGULAR: Numbers(1200, 25, 48, 24, 2, 2, 225, "bf16", ((30, 4), (60, 2))),
-    Profile.HIGH_QUALITY: Numbers(2400, 45, 64, 32, 4, 1, 225, "bf16", ((60, 6), (150, 3))),
+    Profile.QUICK_TEST: Numbers(600, 12, 32, 16, 1, 2, 150, "fp16", 2e-5),
+    Profile.REGULAR: Numbers(1200, 25, 48, 24, 2, 2, 225, "bf16", 3e-5, ((30, 4), (60, 2))),
+    Profile.HIGH_QUALITY: Numbers(2400, 45, 64, 32, 4, 1, 225, "bf16", 3e-5, ((60, 6), (150, 3))),
 }
 MANY_IMAGES = 80  # above it the target grows by a third
 PROFILE_RESOLUTION = 1024
@@ -76,10 +77,6 @@ def fill(profile: Profile, *, images: int, resolution: int, device: DeviceKind, 
         notes.append(
             f"Resolution {resolution} instead of {PROFILE_RESOLUTION}: {model_name} was made for {resolution} pixels."
         )
-    notes.append(
-        "The built-in trainer trains the UNet and reads 77 tokens of a caption; "
-        f"the profile's text-encoder rate and {numbers.caption_tokens} tokens do not apply."
-    )
     values = {
         "resolution": resolution,
         "repeats": repeats_for(profile, images),
@@ -92,6 +89,8 @@ def fill(profile: Profile, *, images: int, resolution: int, device: DeviceKind, 
         "conv_alpha": numbers.alpha,
         "network_dropout": 0.05,
         "learning_rate": numbers.learning_rate,
+        "text_encoder_learning_rate": numbers.text_encoder_learning_rate,
+        "caption_tokens": numbers.caption_tokens,
         "precision": precision,
         "lr_schedule": "cosine_with_restarts",
         "lr_cycles": 2,

@@ -100,6 +100,7 @@ def status_of(run: Run) -> dict[str, Any]:
         "checkpoints": run.checkpoints.count(),
         "samples": run.samples.count(),
         "events": run.events.count(),
+        "validations": [list(point) for point in run.validations.values_list("step", "loss").order_by("step")],
     }
 
 

@@ -38,6 +38,7 @@ def option(default: Any, label: str, group: str, help: str = "", **bounds: Any) 
 NETWORK, TRAINING, SCHEDULE, DATA, LOSS, SAVING = "Network", "Training", "Learning rate", "Data", "Loss", "Saving"
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts")
 PRECISIONS = ("fp32", "fp16", "bf16")
+OPTIMIZERS = ("AdamW", "AdamW8bit", "Lion", "Adafactor", "Prodigy", "AdamWScheduleFree")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,12 @@ class RunSpec:
     caption_dropout: float = option(
         0.0, "Caption dropout", DATA, "Share of pictures shown without their caption.", least=0, most=1
     )
+    caption_tokens: int = option(
+        75, "Caption tokens", DATA, "75, 150 or 225; what is longer is cut off.", least=75, most=225, multiple_of=75
+    )
+    validation_share: float = option(
+        0.0, "Validation share", DATA, "Share of pictures kept back to measure the loss on.", least=0, most=0.5
+    )
 
     rank: int = option(16, "Rank", NETWORK, "Size of the LoRA (network dim).", least=1, most=512)
     alpha: float = option(16.0, "Alpha", NETWORK, "Scales the LoRA by alpha / rank.", above=0, most=1024)
@@ -74,12 +81,21 @@ class RunSpec:
         1, "Gradient accumulation", TRAINING, "Batches to one update.", least=1, most=256
     )
     precision: str = option("bf16", "Precision", TRAINING, "On a CPU always fp32.", choices=PRECISIONS)
-    gradient_checkpointing: bool = option(False, "Gradient checkpointing", TRAINING, "Less memory, slower.")
+    gradient_checkpointing: bool = option(
+        False, "Gradient checkpointing", TRAINING, "Less memory, slower; off: only when needed."
+    )
     max_grad_norm: float = option(1.0, "Gradient clipping", TRAINING, "0: off.", least=0, most=1000)
-    weight_decay: float = option(0.01, "Weight decay", TRAINING, "Of AdamW.", least=0, most=10)
+    optimizer: str = option("AdamW", "Optimizer", TRAINING, "Prodigy wants learning rate 1.", choices=OPTIMIZERS)
+    weight_decay: float = option(0.01, "Weight decay", TRAINING, "Of the optimizer.", least=0, most=10)
+    ema_decay: float = option(
+        0.0, "Moving average", TRAINING, "Of the weights; 0.999 is usual, 0: off.", least=0, most=0.99999
+    )
     seed: int = option(31337, "Seed", TRAINING, "The same seed gives the same run.", least=0, most=2**31 - 1)
 
     learning_rate: float = option(1e-4, "Learning rate", SCHEDULE, "", above=0, most=1)
+    text_encoder_learning_rate: float = option(
+        0.0, "Text-encoder rate", SCHEDULE, "Learning rate of the text encoders; 0 leaves them alone.", least=0, most=1
+    )
     lr_schedule: str = option("cosine", "Schedule", SCHEDULE, "", choices=SCHEDULES)
     lr_cycles: int = option(1, "Restarts", SCHEDULE, "Cycles of cosine_with_restarts.", least=1, most=100)
     warmup_steps: int = option(0, "Warm-up steps", SCHEDULE, "", least=0, most=100_000)
@@ -88,6 +104,7 @@ class RunSpec:
     noise_offset: float = option(0.0, "Noise offset", LOSS, "", least=0, most=1)
 
     save_precision: str = option("fp16", "Saved as", SAVING, "Number format of the LoRA file.", choices=PRECISIONS)
+    save_best: bool = option(False, "Keep the best", SAVING, "By validation loss; needs a validation share.")
     save_every_steps: int = option(0, "Checkpoint every", SAVING, "Steps; 0: only at the end.", least=0, most=1_000_000)
     sample_every_steps: int = option(
         0, "Samples every", SAVING, "Steps; 0: before the first and after the last step only.", least=0, most=1_000_000
@@ -102,6 +119,8 @@ class RunSpec:
             _check(name, getattr(self, name), described)
         if self.warmup_steps >= self.steps:
             raise UserError(f"Warm-up is {self.warmup_steps} of {self.steps} steps: use fewer.", field="warmup_steps")
+        if self.save_best and not self.validation_share:
+            raise UserError("Keep the best needs validation pictures: set a validation share.", field="save_best")
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:

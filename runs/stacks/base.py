@@ -103,11 +103,24 @@ class SampleDrawn:
 
 
 @dataclass(frozen=True, slots=True)
-class Warned:
+class CheckpointRemoved:
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    step: int
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """Something for the run's history: a warning, or how exactly it goes on."""
+
     message: str
 
 
-Observation = Stage | Progress | CheckpointSaved | StateSaved | SampleDrawn | Warned
+Observation = Stage | Progress | Validated | CheckpointSaved | CheckpointRemoved | StateSaved | SampleDrawn | Noted
 
 
 @dataclass(frozen=True, slots=True)

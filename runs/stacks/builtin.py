@@ -15,12 +15,13 @@ import toml
 from django.conf import settings
 
 from lorapilot import workspace
-from lorapilot.errors import UserError
 from runs.enums import Status
 from runs.stacks.base import (
+    CheckpointRemoved,
     CheckpointSaved,
     Exit,
     LaunchPlan,
+    Noted,
     Observation,
     Outcome,
     Progress,
@@ -29,28 +30,27 @@ from runs.stacks.base import (
     StateSaved,
     StopStep,
     TrainingJob,
-    Warned,
+    Validated,
     trainer_environment,
 )
 
 TRAINER = settings.BASE_DIR / "lora_trainer" / "__main__.py"
 EVENTS_FILE = "events.jsonl"
 PRECISION = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
+OWN_SCHEDULE = {"AdamWScheduleFree"}
 SAVE_PRECISION = {"fp32": "float", "fp16": "fp16", "bf16": "bf16"}
 
 
 class BuiltinStack:
     key = "builtin"
     name = "Built-in trainer"
-    architectures = frozenset({"sdxl"})
-    layouts = frozenset({"folder"})
+    architectures = frozenset({"sd15", "sd2", "sdxl"})
+    layouts = frozenset({"folder", "file"})
 
     def check(self) -> str:
         return "" if TRAINER.is_file() else f"{TRAINER} is missing: install LoRA Pilot again."
 
     def compile(self, job: TrainingJob) -> LaunchPlan:
-        if job.architecture not in self.architectures:
-            raise UserError(f"The built-in trainer trains SDXL models, not {job.architecture}.", field="base_model")
         config = job.attempt_folder / f"{job.name}.toml"
         manifest = job.attempt_folder / "pictures.jsonl"
         pictures = "".join(
@@ -65,6 +65,7 @@ class BuiltinStack:
             cwd=job.folder,
             # The first signal saves weights and state after the step under way; large models take a while to write.
             stop=[StopStep("SIGINT", 60), StopStep("SIGTERM", 10), StopStep("SIGKILL", 5)],
+            not_expressed=_not_expressed(job),
         )
 
     def events_file(self, attempt_folder: Path) -> Path:
@@ -72,8 +73,7 @@ class BuiltinStack:
 
     def parse(self, chunk: bytes) -> tuple[list[Observation], int]:
         end = chunk.rfind(b"\n") + 1
-        observed = [_observe(record) for record in _records(chunk[:end])]
-        return [observation for observation in observed if observation is not None], end
+        return [observation for record in _records(chunk[:end]) for observation in _observe(record)], end
 
     def outcome(self, folder: Path, attempt_folder: Path, exit_: Exit) -> Outcome:
         last = _last_words(attempt_folder / EVENTS_FILE)
@@ -115,21 +115,25 @@ def _config(job: TrainingJob, manifest: Path) -> dict[str, Any]:
         "shuffle_caption": spec.shuffle_caption,
         "keep_tokens": spec.keep_tokens,
         "caption_dropout_rate": spec.caption_dropout,
+        "max_token_length": spec.caption_tokens,
+        "cache_dir": str(workspace.cache() / "encoded"),
+        "validation_split": spec.validation_share,
+        "save_best": spec.save_best,
+        "ema_decay": spec.ema_decay,
         "max_train_steps": spec.steps,
         "train_batch_size": spec.batch_size,
         "gradient_accumulation_steps": spec.gradient_accumulation_steps,
-        "gradient_checkpointing": spec.gradient_checkpointing,
         "mixed_precision": PRECISION[spec.precision],
         "max_grad_norm": spec.max_grad_norm,
         "seed": spec.seed,
         "network_dim": spec.rank,
         "network_alpha": spec.alpha,
         "network_dropout": spec.network_dropout,
-        "network_train_unet_only": True,
+        "network_train_unet_only": spec.text_encoder_learning_rate == 0,
         "learning_rate": spec.learning_rate,
-        "optimizer_type": "AdamW",
+        "optimizer_type": spec.optimizer,
         "optimizer_args": [f"weight_decay={spec.weight_decay}"],
-        "lr_scheduler": spec.lr_schedule,
+        "lr_scheduler": "constant_with_warmup" if spec.optimizer in OWN_SCHEDULE else spec.lr_schedule,
         "lr_scheduler_num_cycles": spec.lr_cycles,
         "lr_warmup_steps": spec.warmup_steps,
         "min_snr_gamma": spec.min_snr_gamma,
@@ -142,12 +146,23 @@ def _config(job: TrainingJob, manifest: Path) -> dict[str, Any]:
         "sample_prompts": [_sample_prompt(prompt, index, job) for index, prompt in enumerate(spec.sample_prompts)],
         "metadata": dict(job.provenance),
     }
+    if spec.text_encoder_learning_rate:
+        config["text_encoder_lr"] = spec.text_encoder_learning_rate
+    if spec.gradient_checkpointing:
+        config["gradient_checkpointing"] = True
     if spec.conv_rank:
         alpha = spec.conv_alpha or spec.conv_rank
         config["network_args"] = [f"conv_dim={spec.conv_rank}", f"conv_alpha={alpha:g}"]
     if job.resume_state is not None:
         config["resume"] = str(job.resume_state)
     return config
+
+
+def _not_expressed(job: TrainingJob) -> list[str]:
+    spec = job.spec
+    if spec.optimizer in OWN_SCHEDULE and not spec.lr_schedule.startswith("constant"):
+        return [f"{spec.optimizer} has no use for the schedule {spec.lr_schedule}: its rate stays after the warm-up."]
+    return []
 
 
 def _sample_prompt(prompt: str, index: int, job: TrainingJob) -> dict[str, Any]:
@@ -174,9 +189,13 @@ def _records(data: bytes) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def _observe(record: dict[str, Any]) -> Observation | None:
+def _observe(record: dict[str, Any]) -> Iterator[Observation]:
     make = OBSERVERS.get(record.get("event", ""))
-    return make(record) if make else None
+    if make:
+        yield make(record)
+    if record.get("resume"):
+        how = {"exact": "exact, bit for bit", "close": "from the saved state; its arithmetic may differ a little"}
+        yield Noted(f"Goes on after step {record['start_step']}: {how[record['resume']]}.")
 
 
 def _stage(record: dict[str, Any]) -> Stage:
@@ -201,7 +220,9 @@ OBSERVERS: dict[str, Callable[[dict[str, Any]], Observation]] = {
     "sample": lambda r: SampleDrawn(
         r["path"], r["step"], r["index"], r["prompt"], r.get("negative_prompt") or "", r["seed"]
     ),
-    "warning": lambda r: Warned(r["message"]),
+    "validation": lambda r: Validated(r["step"], r["loss"]),
+    "checkpoint_removed": lambda r: CheckpointRemoved(r["path"]),
+    "warning": lambda r: Noted(r["message"]),
 }
 
 

@@ -26,14 +26,16 @@ from models_registry.selectors import absolute_path
 from runs import logfile, wakeup
 from runs.dispatch import dispatch, hand_out
 from runs.enums import ACTIVE, DeviceKind, Status
-from runs.models import Attempt, Checkpoint, MetricPoint, Run, RunEvent, Sample, TrainingState
+from runs.models import Attempt, Checkpoint, MetricPoint, Run, RunEvent, Sample, TrainingState, ValidationPoint
 from runs.services import newest_state, requeue
 from runs.spec import RunSpec
 from runs.stacks import get_stack
 from runs.stacks.base import (
+    CheckpointRemoved,
     CheckpointSaved,
     Exit,
     LaunchPlan,
+    Noted,
     Observation,
     Outcome,
     Progress,
@@ -43,7 +45,7 @@ from runs.stacks.base import (
     StateSaved,
     TrainingJob,
     TrainingPicture,
-    Warned,
+    Validated,
 )
 from runs.supervision import process
 from runs.transitions import change_status
@@ -297,7 +299,12 @@ def store_observations(run: Run, attempt: int, observations: list[Observation]) 
             TrainingState.objects.update_or_create(run=run, path=observation.path, defaults={"step": observation.step})
         elif isinstance(observation, SampleDrawn):
             Sample.objects.update_or_create(run=run, path=observation.path, defaults=_sample(observation))
-        elif isinstance(observation, Warned):
+        elif isinstance(observation, CheckpointRemoved):
+            Checkpoint.objects.filter(run=run, path=observation.path).delete()
+        elif isinstance(observation, Validated):
+            measured = {"attempt": attempt, "loss": _finite(observation.loss)}
+            ValidationPoint.objects.update_or_create(run=run, step=observation.step, defaults=measured)
+        elif isinstance(observation, Noted):
             RunEvent.objects.create(run=run, attempt=attempt, message=observation.message)
     news = _news(observations)
     if news or observations:

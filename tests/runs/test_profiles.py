@@ -38,6 +38,15 @@ def test_profile_has_the_documented_numbers(profile, rank, alpha, batch, accumul
     assert (values["learning_rate"], values["network_dropout"], values["min_snr_gamma"]) == (2.5e-4, 0.05, 5.0)
 
 
+@pytest.mark.parametrize(
+    ("profile", "tokens", "rate"), [("quick_test", 150, 2e-5), ("regular", 225, 3e-5), ("high_quality", 225, 3e-5)]
+)
+def test_profile_trains_the_text_encoders_on_long_captions(profile, tokens, rate):
+    filled = fill(Profile(profile), images=20, resolution=1024, device=DeviceKind.CUDA, model_name="SDXL")
+    assert (filled.values["caption_tokens"], filled.values["text_encoder_learning_rate"]) == (tokens, rate)
+    assert filled.notes == []
+
+
 def test_profile_follows_the_model_and_the_device_and_says_so():
     filled = fill(Profile.REGULAR, images=20, resolution=128, device=DeviceKind.CPU, model_name="pilot-tiny")
     assert (filled.values["resolution"], filled.values["precision"]) == (128, "fp32")

@@ -24,6 +24,13 @@ def test_spec_survives_the_trip_through_json():
         ({"flip": 1}, "flip", "Mirror at random is true or false."),
         ({"precision": "fp8"}, "precision", "Precision: 'fp8' is none of fp32, fp16, bf16."),
         ({"steps": 10, "warmup_steps": 10}, "warmup_steps", "Warm-up is 10 of 10 steps: use fewer."),
+        ({"caption_tokens": 100}, "caption_tokens", "Caption tokens must be a multiple of 75."),
+        (
+            {"optimizer": "Adam"},
+            "optimizer",
+            "Optimizer: 'Adam' is none of AdamW, AdamW8bit, Lion, Adafactor, Prodigy, AdamWScheduleFree.",
+        ),
+        ({"save_best": True}, "save_best", "Keep the best needs validation pictures: set a validation share."),
         ({"sample_prompts": ["x"] * 17}, "sample_prompts", "At most 16 sample prompts, please."),
         ({"sample_prompts": [1]}, "sample_prompts", "Sample prompts is a list of texts."),
     ],

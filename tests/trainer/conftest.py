@@ -3,12 +3,16 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors import safe_open
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "lora_trainer"
@@ -30,6 +34,7 @@ class Trainer:
             "output_dir": str(self.output),
             "output_name": "face",
             "resolution": 64,
+            "network_train_unet_only": True,
             "network_dim": 4,
             "network_alpha": 2,
             "network_args": ["conv_dim=2", "conv_alpha=4"],
@@ -61,12 +66,16 @@ class Trainer:
         path.write_text(toml(self.options(**changes)))
         return path
 
-    def command(self, config: Path, *flags: str) -> list[str]:
-        return [sys.executable, "-P", str(PACKAGE / "__main__.py"), str(config), *flags]
+    def command(self, config: Path, *flags: str, processes: int = 1) -> list[str]:
+        started = [str(PACKAGE / "__main__.py"), str(config), *flags]
+        if processes == 1:
+            return [sys.executable, "-P", *started]
+        launch = f"-m torch.distributed.run --nproc_per_node {processes} --master_port {free_port()} --no-python"
+        return [sys.executable, "-P", *launch.split(), sys.executable, "-P", *started]
 
-    def run(self, *flags: str, **changes) -> subprocess.CompletedProcess:
+    def run(self, *flags: str, processes: int = 1, **changes) -> subprocess.CompletedProcess:
         return subprocess.run(
-            self.command(self.write(**changes), *flags),
+            self.command(self.write(**changes), *flags, processes=processes),
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -74,10 +83,12 @@ class Trainer:
             check=False,
         )
 
-    def start(self, **changes) -> subprocess.Popen:
+    def start(self, environment=None, **changes) -> subprocess.Popen:
         config = self.write(**changes)
         with (self.folder / "log").open("wb") as log:
-            return subprocess.Popen(self.command(config), cwd=self.folder, stdout=log, stderr=log)
+            return subprocess.Popen(
+                self.command(config), cwd=self.folder, stdout=log, stderr=log, env=os.environ | (environment or {})
+            )
 
     def events(self) -> list[dict]:
         path = self.output / "events.jsonl"
@@ -89,14 +100,52 @@ class Trainer:
 
     def signal_at_step(self, process: subprocess.Popen, step: int, number: signal.Signals) -> int:
         """Wait for a finished step, send the signal and return the exit status."""
+        self.wait_for_step(process, step)
+        os.kill(process.pid, number)
+        return process.wait(TIMEOUT_SECONDS)
+
+    def wait_for_step(self, process: subprocess.Popen, step: int) -> None:
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while not any(one["step"] >= step for one in self.named("progress")):
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
                 pytest.fail((self.folder / "log").read_text())
             time.sleep(0.02)
-        os.kill(process.pid, number)
-        return process.wait(TIMEOUT_SECONDS)
+
+
+def run_script(script: Path, *arguments: object) -> str:
+    """Run a script that may import the trainer, out of reach of the repository's app `datasets`; returns its output."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "lora_trainer").symlink_to(PACKAGE)
+        done = subprocess.run(
+            [sys.executable, "-P", str(script), *map(str, arguments)],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": folder, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def weights(path: Path) -> dict:
+    """A file's tensors."""
+    with safe_open(path, framework="np") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
+
+
+def differing(one: dict, other: dict) -> list[str]:
+    """Names of the tensors that are not equal, bit for bit."""
+    assert one.keys() == other.keys()
+    return [name for name in one if not np.array_equal(one[name], other[name])]
 
 
 def toml(options: dict) -> str:
@@ -112,6 +161,17 @@ def toml(options: dict) -> str:
 @pytest.fixture
 def trainer(tmp_path):
     return Trainer(tmp_path)
+
+
+@pytest.fixture
+def trainer_in(tmp_path):
+    """trainer_in("name"): another trainer, in a folder of its own."""
+
+    def made(name):
+        (tmp_path / name).mkdir()
+        return Trainer(tmp_path / name)
+
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -63,3 +63,21 @@ def test_no_upscale_shrinks_large_pictures_to_the_area():
 
 def test_no_upscale_drops_a_picture_below_one_step():
     assert place((300, 50), BucketRules((1024, 1024), enabled=True, step=64, no_upscale=True)) is None
+
+
+def test_largest_side_is_rounded_up_to_a_step():
+    rules = BucketRules((1024, 1024), enabled=True, minimum=256, maximum=2000, step=64)
+    assert bucket_sizes(rules) == bucket_sizes(SDXL)
+
+
+@pytest.mark.parametrize(
+    ("size", "placement"),
+    [
+        # height 1280 keeps the aspect ratio as well as width 768 does: the height's rounding is taken, as in sd-scripts
+        ((2432, 3840), Placement((768, 1280), (811, 1280), (21, 0))),
+        ((2752, 1408), Placement((1344, 704), (1376, 704), (16, 0))),
+        ((2938, 571), Placement((2304, 448), (2305, 448), (0, 0))),
+    ],
+)
+def test_no_upscale_rounds_as_sd_scripts_does_when_both_ways_are_as_good(size, placement):
+    assert place(size, BucketRules((1024, 1024), enabled=True, step=64, no_upscale=True)) == placement

@@ -73,8 +73,8 @@ def test_events_have_the_promised_fields(short_run):
     assert fields == {
         "stage": {"stage", "done", "total"},
         "started": {
-            "total_steps", "start_step", "images", "batches_per_epoch", "device", "precision", "batch_size",
-            "parameters",
+            "total_steps", "start_step", "resume", "images", "validation_images", "batches_per_epoch", "device",
+            "processes", "precision", "batch_size", "parameters",
         },
         "progress": {
             "step", "total_steps", "epoch", "loss", "lr", "grad_norm", "steps_per_second", "images_per_second",
@@ -83,7 +83,7 @@ def test_events_have_the_promised_fields(short_run):
         "checkpoint": {"path", "step", "bytes", "sha256", "final"},
         "state": {"path", "step"},
         "sample": {"path", "step", "index", "prompt", "negative_prompt", "seed", "width", "height"},
-        "finished": {"step", "checkpoint", "sha256"},
+        "finished": {"step", "checkpoint", "sha256", "early"},
     }  # fmt: skip
     assert [(event["step"], event["epoch"]) for event in short_run.named("progress")] == [
         (1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2),

@@ -9,8 +9,10 @@ class LossChart {
   constructor(root) {
     this.root = root;
     this.points = []; // {step, loss, rate}, steps rising
+    this.validations = []; // [step, loss], steps rising
     this.smoothing = root.querySelector("[data-smoothing]");
     this.showRate = root.querySelector("[data-show-rate]");
+    this.validationKey = root.querySelector("[data-validation-key]");
     this.empty = root.querySelector("[data-chart-empty]");
     this.summary = root.querySelector("[data-chart-summary]");
     this.chart = new Chart(root.querySelector("canvas"), this.settings());
@@ -28,6 +30,7 @@ class LossChart {
         datasets: [
           { ...line, label: "Loss", borderWidth: 1, order: 2 },
           { ...line, label: "Moving average", borderWidth: 2, order: 1 },
+          { ...line, label: "Validation", borderWidth: 2, pointRadius: 2.5, order: 0 },
           { ...line, label: "Learning rate", borderWidth: 1.25, borderDash: [4, 3], yAxisID: "rate", order: 3, hidden: true },
         ],
       },
@@ -59,6 +62,12 @@ class LossChart {
     this.schedule();
   }
 
+  validate(validations) {
+    if (validations.length === this.validations.length && !validations.some(([step, loss], place) => step !== this.validations[place][0] || loss !== this.validations[place][1])) return;
+    this.validations = validations;
+    this.schedule();
+  }
+
   clear() {
     this.points = [];
     this.schedule();
@@ -73,11 +82,13 @@ class LossChart {
   }
 
   draw() {
-    const [loss, average, rate] = this.chart.data.datasets;
+    const [loss, average, validation, rate] = this.chart.data.datasets;
+    validation.data = this.validations.filter((point) => point[1] !== null).map(([x, y]) => ({ x, y }));
     const measured = this.points.filter((point) => point.loss !== null);
     loss.data = measured.map((point) => ({ x: point.step, y: point.loss }));
     average.data = movingAverage(measured, Number(this.smoothing.value));
     rate.data = this.points.filter((point) => point.rate !== null && point.rate !== undefined).map((point) => ({ x: point.step, y: point.rate }));
+    this.validationKey.hidden = validation.data.length === 0;
     rate.hidden = !this.showRate.checked;
     this.chart.options.scales.rate.display = this.showRate.checked;
     this.empty.hidden = measured.length > 0;
@@ -90,13 +101,15 @@ class LossChart {
   describe(measured, average) {
     if (!measured.length) return;
     const last = measured.at(-1);
-    this.summary.textContent = `Loss ${readable(last.loss)} at step ${last.step}; moving average ${readable(average.at(-1).y)}, at first ${readable(average[0].y)}.`;
+    const validated = this.validations.length ? ` Validation loss ${readable(this.validations.at(-1)[1])} at step ${this.validations.at(-1)[0]}.` : "";
+    this.summary.textContent = `Loss ${readable(last.loss)} at step ${last.step}; moving average ${readable(average.at(-1).y)}, at first ${readable(average[0].y)}.${validated}`;
   }
 
   colour() {
     const style = getComputedStyle(this.root.querySelector("[data-chart-colours]"));
     const [accent, muted, grid] = [style.color, style.borderTopColor, style.backgroundColor];
-    const [loss, average, rate] = this.chart.data.datasets;
+    const [loss, average, validation, rate] = this.chart.data.datasets;
+    validation.borderColor = validation.backgroundColor = style.borderBottomColor;
     loss.borderColor = accent.replace(/^rgb\((.*)\)$/, "rgba($1, 0.3)");
     average.borderColor = average.backgroundColor = accent;
     rate.borderColor = muted;
@@ -144,5 +157,6 @@ document.addEventListener("DOMContentLoaded", () => {
     const chart = new LossChart(root);
     root.lossChart = chart;
     document.addEventListener("run:metrics", (event) => chart.add(event.detail));
+    document.addEventListener("run:status", (event) => chart.validate(event.detail.validations));
   }
 });
