@@ -1,6 +1,7 @@
 # make run    starts LoRA Pilot: http://127.0.0.1:7878
 # make demo   trains a first small LoRA with it, from nothing, and shows where the file lies
 # make test   the tests;  make check  style, types, settings and migrations
+# make learn  does a LoRA learn what it is shown? Three concepts, three seeds and a control each; about half an hour
 #
 # Needs Python 3.11 or newer with its venv module, and make. Everything else goes into .venv.
 #   PYTHON=python3.12            another Python
@@ -13,7 +14,7 @@ BIN := .venv/bin
 TORCH := $(shell grep -m1 '^torch==' requirements.txt)
 PACKAGES := lorapilot datasets models_registry runs lora_trainer
 
-.PHONY: run demo test check
+.PHONY: run demo test check learn
 .DELETE_ON_ERROR:
 
 run: .venv/.installed
@@ -24,6 +25,9 @@ demo: .venv/.installed
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+
+learn: .venv/.installed
+	$(BIN)/python -m benchmarks.learning
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .

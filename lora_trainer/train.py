@@ -412,7 +412,7 @@ def _validate_if_due(run: Run, *, is_last: bool = False) -> None:
     if run.validation is None or not (due or is_last):
         return
     with run.loop.weights_to_keep():
-        loss = run.validation.loss(lambda done, total: run.console.progress(f"validating: {done}/{total}"))
+        loss = run.validation.loss(lambda done, total: _tell_validation(run, done, total))
     verdict = run.validation.verdict
     is_best = verdict.add(loss, step)
     run.events.emit("validation", step=step, loss=loss, best_loss=verdict.best, best_step=verdict.best_step)
@@ -426,6 +426,12 @@ def _validate_if_due(run: Run, *, is_last: bool = False) -> None:
         run.console.line(
             f"Stopping early: no better loss than that of step {verdict.best_step} for {patience} validations."
         )
+
+
+def _tell_validation(run: Run, done: int, total: int) -> None:
+    """Only as an event: on the console it would tear the progress line at every validation."""
+    if done == total or done % 10 == 0:
+        run.events.emit("stage", stage="validating", done=done, total=total)
 
 
 def _draw_samples(run: Run) -> None:

@@ -80,6 +80,7 @@ def plan_run(
     filled = _fill(profile, images=len(pictures), base_model=base_model, device=device)
     prompts = {"sample_prompts": values.get("sample_prompts") or default_prompts(pictures)}
     spec = RunSpec.from_values(filled.values | values | prompts)
+    trainer.check_spec(spec)
     repeated = sum(int(picture["repeats"]) for picture in pictures) * spec.repeats
     return Plan(
         spec=spec,

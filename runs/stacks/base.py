@@ -148,6 +148,9 @@ class Stack(Protocol):
     def check(self) -> str:
         """Empty when the trainer can be used here, else what is missing and how to get it."""
 
+    def check_spec(self, spec: RunSpec) -> None:
+        """Raises UserError for settings that this trainer would refuse, before the run is queued."""
+
     def compile(self, job: TrainingJob) -> LaunchPlan:
         """What to write and to start. Raises UserError for what this trainer cannot do."""
 

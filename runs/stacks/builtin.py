@@ -1,6 +1,6 @@
 """Our own trainer, `lora_trainer`: configured by TOML with sd-scripts' key names, followed by its JSON-lines events.
 
-The events' schema is in docs/trainer.md. The web side imports none of it: it is started as a program.
+The events' schema is in docs/trainer.md. The web side imports only its torch-free `config`; it is started as a program.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ from typing import Any
 import toml
 from django.conf import settings
 
+from lora_trainer import config as trainer_config
+from lora_trainer.errors import ConfigError
 from lorapilot import workspace
-from runs.enums import Status
+from lorapilot.errors import UserError
+from runs.enums import DeviceKind, Status
+from runs.spec import RunSpec
 from runs.stacks.base import (
     CheckpointRemoved,
     CheckpointSaved,
@@ -49,6 +53,23 @@ class BuiltinStack:
 
     def check(self) -> str:
         return "" if TRAINER.is_file() else f"{TRAINER} is missing: install LoRA Pilot again."
+
+    def check_spec(self, spec: RunSpec) -> None:
+        nowhere = Path("/")
+        job = TrainingJob(
+            name="lora",
+            folder=nowhere,
+            attempt_folder=nowhere,
+            spec=spec,
+            base_model=nowhere,
+            architecture="",
+            pictures=(),
+            device=DeviceKind.CPU,
+        )
+        try:
+            trainer_config.from_table(_config(job, nowhere))
+        except ConfigError as error:
+            raise UserError(str(error)) from None
 
     def compile(self, job: TrainingJob) -> LaunchPlan:
         config = job.attempt_folder / f"{job.name}.toml"

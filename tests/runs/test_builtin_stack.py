@@ -5,6 +5,7 @@ import tomllib
 import pytest
 
 from lora_trainer import config as trainer_config
+from lorapilot.errors import UserError
 from runs.enums import DeviceKind, Profile
 from runs.profiles import fill
 from runs.spec import OPTIMIZERS, SCHEDULES, RunSpec
@@ -50,6 +51,22 @@ def test_every_optimizer_goes_with_every_schedule(workspace, tmp_path, optimizer
     assert configuration(plan).optimizer_type == optimizer
     has_own = optimizer == "AdamWScheduleFree" and not schedule.startswith("constant")
     assert len(plan.not_expressed) == has_own
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (
+            {"optimizer": "AdamWScheduleFree", "ema_decay": 0.9},
+            "'optimizer_type' = 'AdamWScheduleFree' averages the weights itself: leave out 'ema_decay'.",
+        ),
+        ({"optimizer": "Prodigy", "text_encoder_learning_rate": 0.5}, "'optimizer_type' = 'Prodigy'"),
+    ],
+)
+def test_settings_that_the_trainer_would_refuse_are_refused_before_the_run_is_queued(workspace, values, sentence):
+    with pytest.raises(UserError) as refused:
+        BuiltinStack().check_spec(RunSpec.from_values(values))
+    assert refused.value.message.startswith(sentence)
 
 
 def test_default_settings_leave_text_encoders_alone_and_memory_to_the_trainer(workspace, tmp_path):

@@ -26,6 +26,7 @@ class Trainer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.output = folder / "output"
+        self.started: list[subprocess.Popen] = []
 
     def options(self, **changes) -> dict:
         base = {
@@ -86,9 +87,17 @@ class Trainer:
     def start(self, environment=None, **changes) -> subprocess.Popen:
         config = self.write(**changes)
         with (self.folder / "log").open("wb") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 self.command(config), cwd=self.folder, stdout=log, stderr=log, env=os.environ | (environment or {})
             )
+        self.started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Leave no process behind, whatever the test came to."""
+        for process in self.started:
+            process.kill()
+            process.wait()
 
     def events(self) -> list[dict]:
         path = self.output / "events.jsonl"
@@ -160,7 +169,9 @@ def toml(options: dict) -> str:
 
 @pytest.fixture
 def trainer(tmp_path):
-    return Trainer(tmp_path)
+    made = Trainer(tmp_path)
+    yield made
+    made.end()
 
 
 @pytest.fixture

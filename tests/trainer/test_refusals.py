@@ -89,7 +89,7 @@ def test_print_config_is_complete_toml(trainer):
 
 def test_module_start_from_the_repository_works(trainer):
     done = subprocess.run(
-        [sys.executable, "-m", "lora_trainer", str(trainer.write()), "--dry-run"],
+        [sys.executable, "-m", "lora_trainer", str(trainer.write()), "--print-config"],
         cwd=REPOSITORY, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

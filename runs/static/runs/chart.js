@@ -110,6 +110,7 @@ class LossChart {
     const [accent, muted, grid] = [style.color, style.borderTopColor, style.backgroundColor];
     const [loss, average, validation, rate] = this.chart.data.datasets;
     validation.borderColor = validation.backgroundColor = style.borderBottomColor;
+    validation.pointBackgroundColor = validation.pointBorderColor = style.borderBottomColor;
     loss.borderColor = accent.replace(/^rgb\((.*)\)$/, "rgba($1, 0.3)");
     average.borderColor = average.backgroundColor = accent;
     rate.borderColor = muted;
