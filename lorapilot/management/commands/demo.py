@@ -31,7 +31,7 @@ PROMPTS = (
 )
 # The recipe that teaches pilot-tiny the concept; docs/trainer.md has its figures.
 SETTINGS = {
-    "steps": 320,
+    "steps": 270,
     "batch_size": 8,
     "rank": 16,
     "alpha": 16,
@@ -43,7 +43,7 @@ SETTINGS = {
     "min_snr_gamma": 5,
     "seed": 0,
     "sample_prompts": list(PROMPTS),
-    "sample_every_steps": 160,
+    "sample_every_steps": 135,
     "sample_scale": 4,
     "sample_seed": 100,
 }
