@@ -18,8 +18,8 @@ from lora_trainer.architectures.base import UNET, BaseModel
 from lora_trainer.arguments import NetworkArguments
 from lora_trainer.config import TrainingConfig
 from lora_trainer.errors import ConfigError
+from lora_trainer.lora_layers import ADAPTER, FusedLinear
 
-ADAPTER = "default"
 # sd-scripts' choice: everything inside the transformers; with conv_dim also inside the residual and resizing blocks
 TRANSFORMER_BLOCKS = {"Transformer2DModel"}
 CONVOLUTION_BLOCKS = {"ResnetBlock2D", "Downsample2D", "Upsample2D"}
@@ -84,6 +84,8 @@ def _add_to_part(
         rank_pattern={_any_of(paths): rank for rank, paths in _by_value(sizes, "rank").items()},
         alpha_pattern={_any_of(paths): alpha for alpha, paths in _by_value(sizes, "alpha").items()},
     )
+    if not config.network_dropout:
+        plan._register_custom_module({nn.Linear: FusedLinear})
     inject_adapter_in_model(plan, module, adapter_name=ADAPTER)
     pairs = list(_pairs(part, module, names))
     for pair in pairs:
