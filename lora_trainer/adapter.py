@@ -50,6 +50,14 @@ class Size:
     alpha: float
 
 
+def rates(model: BaseModel, config: TrainingConfig) -> dict[str, float]:
+    """Part -> its highest learning rate, for the parts that are trained."""
+    encoders = config.text_encoder_rates(len(model.text_encoders))
+    every = {UNET: config.unet_rate if config.trains_unet else 0.0}
+    every |= {f"te{number}": rate for number, rate in enumerate(encoders, 1)}
+    return {part: rate for part, rate in every.items() if rate}
+
+
 def add_lora(
     model: BaseModel, config: TrainingConfig, *, start_from: Mapping[str, Size] | None = None
 ) -> list[LoraPair]:
@@ -57,11 +65,9 @@ def add_lora(
     step. `start_from`: ranks and alphas by name in the file (dim_from_weights). ConfigError when nothing is left."""
     torch.manual_seed(config.seed)  # the first weights of `down`
     pairs: list[LoraPair] = []
-    rates = config.text_encoder_rates(len(model.text_encoders))
-    for part, module in model.parts().items():
-        rate = config.unet_rate * config.trains_unet if part == UNET else rates[int(part[2:]) - 1]
-        if rate:
-            pairs += _add_to_part(model, part, module, config, start_from)
+    modules = model.parts()
+    for part in rates(model, config):
+        pairs += _add_to_part(model, part, modules[part], config, start_from)
     if not pairs:
         raise ConfigError(
             "'network_args' leave no module to train. Loosen include_patterns, exclude_patterns or ranks."

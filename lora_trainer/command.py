@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora_trainer import config as configuration
 from lora_trainer import inspection
-from lora_trainer.architectures import check_model, find_architecture
+from lora_trainer.architectures import check_model
 from lora_trainer.config import TrainingConfig
 from lora_trainer.console import Console
 from lora_trainer.data import BatchOrder, Dataset, read_dataset, split_validation
@@ -106,8 +106,8 @@ def _dry_run(config: TrainingConfig, console: Console) -> int:
 def _check_model(config: TrainingConfig) -> None:
     """Without reading a weight: is it a base model, and do the options fit it?"""
     path = Path(config.pretrained_model_name_or_path)
-    check_model(path, vae=Path(config.vae) if config.vae else None)
-    if config.clip_skip > 1 and find_architecture(path).key == "sdxl":
+    architecture = check_model(path, vae=Path(config.vae) if config.vae else None)
+    if config.clip_skip > 1 and architecture.key == "sdxl":
         raise ConfigError("'clip_skip' is for SD 1.5 and 2: SDXL always takes the layer before the last. Remove it.")
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.architectures.detection import detect
+from lora_trainer.architectures.detection import CONFIGS, detect
 from lora_trainer.errors import ModelError
 from lora_trainer.sgm_names import sgm_name
 
@@ -26,7 +26,6 @@ KOHYA_PREFIXES = {
     "lora_te2_": TEXT_2,
 }
 DIFFUSERS_PREFIXES = {"unet.": UNET, "text_encoder.": TEXT_1, "text_encoder_2.": TEXT_2}
-CONFIGS = Path(__file__).parent / "assets" / "configs"
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ class Loop:
         self._order = order
         self._captions = CaptionRules.from_config(config)
         self._schedule = make_schedule(config, plan.total_steps)
+        self._trains_text = any(pair.part != UNET for pair in pairs)
         self._rates: list[float] = []
         self._optimizer = self._make_optimizer()
         self._ema = Ema(self._parameters, config.ema_decay) if config.ema_decay else None
@@ -205,12 +206,11 @@ class Loop:
     # --- one step -----------------------------------------------------------------------------------------------------
 
     def _make_optimizer(self) -> Any:
-        rates = self._config.text_encoder_rates(len(self._model.text_encoders))
+        rates = adapter.rates(self._model, self._config)
         groups = []
         for part in dict.fromkeys(pair.part for pair in self._pairs):
-            rate = self._config.unet_rate if part == UNET else rates[int(part[2:]) - 1]
-            groups.append({"params": adapter.parameters(p for p in self._pairs if p.part == part), "lr": rate})
-            self._rates.append(rate)
+            groups.append({"params": adapter.parameters(p for p in self._pairs if p.part == part), "lr": rates[part]})
+            self._rates.append(rates[part])
         optimizer = make_optimizer(self._config, groups, self._accelerator.device)
         return self._accelerator.prepare(optimizer)
 
@@ -238,14 +238,15 @@ class Loop:
         noisy = self._noise.draw(latents, self._generator)
         sizes = torch.tensor([time_ids(*pair) for pair in zip(pictures, uses, strict=True)], device=latents.device)
         with self._accelerator.autocast():
-            answer = self._model.predict(noisy.noisy, noisy.timesteps, self._condition(captions), sizes)
+            answer = self._model.predict(noisy.noisy, noisy.timesteps, self.condition(captions), sizes)
         per_picture = self._noise.loss(answer, noisy)
         prior = self._config.prior_loss_weight
         weights = [prior if picture.is_regularisation else 1.0 for picture in pictures]
         return (per_picture * torch.tensor(weights, device=per_picture.device)).mean()
 
-    def _condition(self, captions: list[str]) -> Conditioning:
-        if any(pair.part != UNET for pair in self._pairs):
+    def condition(self, captions: list[str]) -> Conditioning:
+        """Encoded anew where a text encoder is trained, else once."""
+        if self._trains_text:
             return self._model.encode(self._model.tokenize(captions))
         return self._texts.batch(captions)
 

@@ -71,6 +71,7 @@ class NoiseProcess:
 
     def at(self, latents: Tensor, timesteps: Tensor, noise: Tensor) -> NoisyBatch:
         """The batch for given timesteps [batch] and noise like `latents` [batch, channels, h, w], on one device."""
+        self._follow(latents.device)
         target = noise
         if self.prediction == "v_prediction":
             # Salimans & Ho (2022): v = sqrt(kept) noise - sqrt(1 - kept) x
@@ -82,7 +83,14 @@ class NoiseProcess:
         """[batch] weighted losses, float32, of the denoiser's `answer`, shaped like `batch.target`."""
         error = answer.float() - batch.target.float()  # [batch, channels, h, w]
         losses = self._distance(error, batch.timesteps).mean(dim=(1, 2, 3))
-        return losses * self._weights.to(losses.device)[batch.timesteps]
+        return losses * self._weights[batch.timesteps]
+
+    def _follow(self, device: torch.device) -> None:
+        """Take the schedule's tables to where the latents are: once, not at every step."""
+        if self._kept.device != device:
+            self._kept, self._weights, self._thresholds = (
+                table.to(device) for table in (self._kept, self._weights, self._thresholds)
+            )
 
     def _mix(self, latents: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         kept = _each(self._kept, timesteps)
@@ -183,7 +191,7 @@ def _with_coarser_noise(noise: Tensor, config: TrainingConfig, generator: torch.
 
 def _each(table: Tensor, timesteps: Tensor) -> Tensor:
     """[batch, 1, 1, 1]: the table's value at each picture's timestep"""
-    return table.to(timesteps.device)[timesteps][:, None, None, None]
+    return table[timesteps][:, None, None, None]
 
 
 def _normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:

@@ -29,6 +29,7 @@ class Outputs:
         dataset: Dataset,
         validation_images: int,
         processes: int,
+        is_first: bool,
         model: BaseModel,
         loop: Loop,
         pairs: list[LoraPair],
@@ -40,14 +41,16 @@ class Outputs:
         self._dataset = dataset
         self._validation_images = validation_images
         self._processes = processes
-        self._base_hashes = base_model_hashes(Path(config.pretrained_model_name_or_path))
+        # the whole file is read for it
+        is_hash_wanted = is_first and not config.no_metadata
+        self._base_hashes = base_model_hashes(Path(config.pretrained_model_name_or_path)) if is_hash_wanted else {}
         self._model = model
         self._loop = loop
         self._pairs = pairs
         self._events = events
         self._console = console
         self._started_at = time.time()
-        self._curves = _open_curves(config)
+        self._curves = _open_curves(config) if is_first else None
 
     def checkpoint(self, *, suffix: str = "", final: bool = False) -> WrittenFile:
         """Save the LoRA as it is now, as `<name><suffix>.safetensors`."""

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from lora_trainer import adapter
 from lora_trainer.adapter import LoraPair
 from lora_trainer.architectures import load_base_model
-from lora_trainer.architectures.base import BaseModel, LoadOptions
+from lora_trainer.architectures.base import UNET, BaseModel, LoadOptions
 from lora_trainer.attention import choose_attention
 from lora_trainer.cache import DiskCache
 from lora_trainer.captions import CaptionRules
@@ -138,7 +138,7 @@ def _set_up(
             model=model,
             pictures=held_back.pictures,
             latents=encode.pictures(held_back.pictures),
-            texts=texts,
+            condition=loop.condition,
             noise=noise,
         )
     recipe = recipe_digest(config, str(accelerator.device))
@@ -149,6 +149,7 @@ def _set_up(
         dataset=dataset,
         validation_images=len(held_back.pictures),
         processes=accelerator.num_processes,
+        is_first=accelerator.is_main_process,
         model=model,
         loop=loop,
         pairs=pairs,
@@ -304,7 +305,7 @@ class _Encoder:
         self._warn_of_long([rules.plain(caption) for caption in captions])
         possible = rules.possible_captions(captions)
         encoded = Texts(model, keep=possible is not None, cache=self._cache)
-        if possible is not None and not any(config.text_encoder_rates(len(model.text_encoders))):
+        if possible is not None and adapter.rates(model, config).keys() <= {UNET}:
             encoded.fill(possible, self._stage("caching text"))
             self._console.line(encoded.summary())
         return encoded
@@ -313,7 +314,7 @@ class _Encoder:
         limit = self._config.max_token_length
         long = sum(self._model.token_count(text) > limit for text in set(texts))
         if long:
-            more = f" max_token_length = {2 * 75 if limit == 75 else 225} reads more." if limit < 225 else ""
+            more = f" max_token_length = {limit + 75} reads more." if limit < 225 else ""
             message = f"{long} captions are longer than {limit} tokens; the rest of them is ignored.{more}"
             self._events.emit("warning", code="caption_truncated", message=message)
             self._console.line(f"Warning: {message}")
@@ -369,9 +370,10 @@ def _is_stop_wanted(run: Run) -> bool:
 
 def _set_training_mode(run: Run) -> None:
     run.model.unet.train()
-    rates = run.config.text_encoder_rates(len(run.model.text_encoders))
-    for encoder, rate in zip(run.model.text_encoders, rates, strict=True):
-        encoder.train(rate > 0)
+    trained = adapter.rates(run.model, run.config)
+    for part, module in run.model.parts().items():
+        if part != UNET:
+            module.train(part in trained)
 
 
 def _nan_sentence(step: int) -> str:

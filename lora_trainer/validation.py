@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from lora_trainer.architectures.base import BaseModel
+from lora_trainer.architectures.base import BaseModel, Conditioning
 from lora_trainer.captions import CaptionRules
 from lora_trainer.config import TrainingConfig
 from lora_trainer.data import Picture
-from lora_trainer.encoding import Latents, Texts, Use, time_ids
+from lora_trainer.encoding import Latents, Use, time_ids
 from lora_trainer.noise import NoiseProcess
 
 TIMESTEPS = 4
@@ -56,9 +56,13 @@ class Validation:
     model: BaseModel
     pictures: list[Picture]
     latents: Latents
-    texts: Texts
+    condition: Callable[[list[str]], Conditioning]
+    """Of the training: what it has encoded once is not encoded again."""
     noise: NoiseProcess
     verdict: Verdict = field(default_factory=Verdict)
+
+    def __post_init__(self) -> None:
+        self._captions = CaptionRules.from_config(self.config)
 
     @torch.no_grad()
     def loss(self, report: Callable[[int, int], None]) -> float:
@@ -69,12 +73,11 @@ class Validation:
             module.eval()
         try:
             with torch.random.fork_rng(devices=[]):
-                count = len(self.pictures)
-                limit = self.config.max_validation_steps or count
+                count = min(len(self.pictures), self.config.max_validation_steps or len(self.pictures))
                 losses = []
-                for index in range(min(count, limit)):
+                for index in range(count):
                     losses.append(self._picture_loss(index))
-                    report(index + 1, min(count, limit))
+                    report(index + 1, count)
         finally:
             for module, mode in zip(modules, modes, strict=True):
                 module.train(mode)
@@ -89,9 +92,9 @@ class Validation:
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         batch = self.noise.at(latents, self._timesteps().to(latents.device), noise)
         sizes = torch.tensor([time_ids(picture, use)] * TIMESTEPS, device=latents.device)
-        caption = CaptionRules.from_config(self.config).plain(picture.caption)
+        caption = self._captions.plain(picture.caption)
         with self.accelerator.autocast():
-            condition = self.model.encode(self.model.tokenize([caption] * TIMESTEPS))
+            condition = self.condition([caption] * TIMESTEPS)
             answer = self.model.predict(batch.noisy, batch.timesteps, condition, sizes)
         return float((answer.float() - batch.target.float()).square().mean())
 

@@ -61,14 +61,14 @@ def find_architecture(path: Path, *, vae: Path | None = None) -> Architecture:
     return ARCHITECTURES[detection.detect(path, has_vae=vae is not None)]
 
 
-def check_model(path: Path, *, vae: Path | None = None) -> None:
-    """Raise ModelError (a sentence or two) for whatever can be seen without loading weights."""
-    find_architecture(path, vae=vae)
+def check_model(path: Path, *, vae: Path | None = None) -> Architecture:
+    """What it is; ModelError (a sentence or two) for whatever can be seen to be wrong without loading weights."""
+    architecture = find_architecture(path, vae=vae)
     if vae is not None:
         detection.check_vae(vae)
+    return architecture
 
 
 def load_base_model(options: LoadOptions) -> BaseModel:
     """The frozen base model on its device; ModelError when it cannot be loaded."""
-    check_model(options.path, vae=options.vae)
-    return find_architecture(options.path, vae=options.vae).load(options)
+    return check_model(options.path, vae=options.vae).load(options)

@@ -10,6 +10,7 @@ import diffusers.utils.logging
 import torch
 import transformers.utils.logging
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
 
 from lora_trainer.architectures import clip, original_names, single_file
 from lora_trainer.architectures.base import LoadOptions
@@ -66,6 +67,14 @@ def read_pipeline(
     _freeze(pipeline, key, options)
     _set_prediction(pipeline, options)
     return pipeline
+
+
+@torch.no_grad()
+def scaled_latents(vae: Any, pixels: Tensor) -> Tensor:
+    """See `BaseModel.latents_of`."""
+    latents: Tensor = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
+    scaled: Tensor = latents * vae.config.scaling_factor
+    return scaled
 
 
 def _folder_parts(key: str, options: LoadOptions) -> dict[str, Any]:

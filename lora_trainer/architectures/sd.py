@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from lora_trainer.architectures import clip
 from lora_trainer.architectures.base import UNET, BaseModel, Conditioning, LoadOptions
-from lora_trainer.architectures.pipelines import read_pipeline
+from lora_trainer.architectures.pipelines import read_pipeline, scaled_latents
 from lora_trainer.errors import ModelError
 
 WITHOUT = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -54,11 +53,8 @@ class StableDiffusion:
         answer: Tensor = self.unet(noisy.to(dtype), timesteps, condition.sequence.to(dtype)).sample
         return answer.to(noisy.dtype)
 
-    @torch.no_grad()
     def latents_of(self, pixels: Tensor) -> Tensor:
-        latents: Tensor = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mode()
-        scaled: Tensor = latents * self.vae.config.scaling_factor
-        return scaled
+        return scaled_latents(self.vae, pixels)
 
     def parts(self) -> dict[str, nn.Module]:
         return {UNET: self.unet, "te1": self.text_encoders[0]}

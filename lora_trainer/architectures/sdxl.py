@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lora_trainer.architectures import clip
 from lora_trainer.architectures.base import UNET, BaseModel, Conditioning, LoadOptions
-from lora_trainer.architectures.pipelines import read_pipeline
+from lora_trainer.architectures.pipelines import read_pipeline, scaled_latents
 from lora_trainer.sgm_names import sgm_name
 
 WITHOUT = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
@@ -56,11 +56,8 @@ class StableDiffusionXL:
         ).sample
         return answer.to(noisy.dtype)
 
-    @torch.no_grad()
     def latents_of(self, pixels: Tensor) -> Tensor:
-        latents: Tensor = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mode()
-        scaled: Tensor = latents * self.vae.config.scaling_factor
-        return scaled
+        return scaled_latents(self.vae, pixels)
 
     def parts(self) -> dict[str, nn.Module]:
         return {UNET: self.unet, "te1": self.text_encoders[0], "te2": self.text_encoders[1]}
