@@ -69,7 +69,7 @@ def check_queue(**_: Any) -> list[CheckMessage]:
     wrong += [f"io's {key} must be {value!r}" for key, value in QUEUE.items() if io.get(key) != value]
     if not 2 * SLICE_SECONDS < host["timeout"] < host["retry"]:
         wrong.append(f"timeout must be above {2 * SLICE_SECONDS} (twice a slice), and retry above timeout")
-    if host["workers"] < settings.GPU_SLOTS_AT_MOST + 2:
+    if host["workers"] < len(settings.SLOT_LAYOUT) + 2:
         wrong.append("workers must be two more than slots (LORAPILOT_WORKERS, LORAPILOT_SLOTS)")
     if "io" not in host.get("ALT_CLUSTERS", {}):
         wrong.append("ALT_CLUSTERS must have io")
@@ -128,6 +128,10 @@ def check_names(**_: Any) -> list[CheckMessage]:
         found.append(
             Error(f"{settings.HOST_NAME!r} cannot be the name of a training host.", hint=hint, id="lorapilot.E006")
         )
+    numbers = [number for slot in settings.SLOT_LAYOUT for number in slot.split("+")]
+    if not all(number.isdecimal() for number in numbers) or len(set(numbers)) < len(numbers):
+        hint = "Each GPU once, by its number in nvidia-smi; `+` joins those that train together: 0,1,2+3"
+        found.append(Error("LORAPILOT_SLOTS cannot be read.", hint=hint, id="lorapilot.E008"))
     if settings.X_ACCEL_PREFIX and not settings.X_ACCEL_PREFIX.startswith("/"):
         hint = "It is the path of nginx's internal location, such as /files."
         found.append(Error("X_ACCEL_PREFIX does not start with a slash.", hint=hint, id="lorapilot.E007"))

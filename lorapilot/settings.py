@@ -57,6 +57,7 @@ MAX_JSON_BYTES = 4 * 1024**2
 UPLOAD_CHUNK_BYTES = 8 * 1024**2
 MAX_UPLOAD_BYTES = env.number("MAX_UPLOAD_GIB", 20, least=1) * 1024**3
 MAX_PICTURE_PIXELS = env.number("MAX_PICTURE_MEGAPIXELS", 100, least=1) * 10**6
+DISK_FLOOR_BYTES = env.number("DISK_FLOOR_GIB", 2) * 1024**3  # of free space; runs save and wait below it
 DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY_BYTES
 DATA_UPLOAD_MAX_NUMBER_FILES = 500
 FILE_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024**2
@@ -157,12 +158,12 @@ else:
     CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
 # --- Background work: django-q2 on the ORM broker. lorapilot/checks.py refuses other shapes ---------------------------
-GPU_SLOTS_AT_MOST = env.number("LORAPILOT_SLOTS", 0)  # 0: as many as this host has
+SLOT_LAYOUT = env.words("LORAPILOT_SLOTS")  # "0", "1", "2+3": which GPUs train, and which of them together
 Q_CLUSTER: dict[str, Any] = {
     "name": "lorapilot",  # signs the tasks: the same on every host. Which cluster runs here: lorapilot/cluster.py
     "orm": "default",
     "scheduler": False,
-    "workers": env.number("LORAPILOT_WORKERS", max(3, GPU_SLOTS_AT_MOST + 2), least=3),
+    "workers": env.number("LORAPILOT_WORKERS", max(3, len(SLOT_LAYOUT) + 2), least=3),
     "timeout": 120,
     "retry": 180,
     "max_attempts": 1,

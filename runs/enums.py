@@ -31,6 +31,33 @@ EDGES: dict[Status, frozenset[Status]] = {
 }
 
 
+class StopIntent(models.TextChoices):
+    """What becomes of a run that is asked to stop."""
+
+    STOP = "stop", "Stop"
+    PAUSE = "pause", "Pause"  # back to the queue, held until somebody releases it
+    MOVE = "move", "Move"  # back to the queue, and on as soon as it can: a drained host, a full disk
+
+
+class Ending(models.TextChoices):
+    """How one attempt ended, for the history and for what to do next."""
+
+    SUCCEEDED = "succeeded", "Succeeded"
+    STOPPED = "stopped", "Stopped"
+    FAILED = "failed", "Failed"
+    ERRORED = "errored", "Error"
+    INTERRUPTED = "interrupted", "Interrupted"  # killed from outside, or with its machine
+    OUT_OF_MEMORY = "out_of_memory", "Out of memory"
+    DISK_FULL = "disk_full", "Disk full"
+    MOVED = "moved", "Moved"  # its host was declared dead; whatever it still does is refused
+
+
+class Priority(models.IntegerChoices):
+    LOW = -1, "Low"
+    NORMAL = 0, "Normal"
+    HIGH = 1, "High"
+
+
 class DeviceKind(models.TextChoices):
     CPU = "cpu", "CPU"
     CUDA = "cuda", "NVIDIA GPU"

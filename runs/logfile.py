@@ -36,3 +36,8 @@ def tail_offset(path: Path, most_bytes: int) -> int:
         return 0
     line_end = read_at(path, start, most_bytes).find(b"\n")
     return start + line_end + 1
+
+
+def last_words(path: Path, since: int, most_bytes: int = 16 << 10) -> bytes:
+    """The end of what was logged after `since`: it may say why a trainer ended."""
+    return read_at(path, max(since, size(path) - most_bytes), most_bytes)

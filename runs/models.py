@@ -17,7 +17,7 @@ from datasets.models import DatasetVersion
 from lorapilot import workspace
 from lorapilot.access import Shared, SharedQuerySet
 from models_registry.models import BaseModel
-from runs.enums import ACTIVE, TERMINAL, DeviceKind, Profile, Status
+from runs.enums import ACTIVE, TERMINAL, DeviceKind, Ending, Priority, Profile, Status, StopIntent
 
 ACTIVE_VALUES = sorted(ACTIVE)
 TERMINAL_VALUES = sorted(TERMINAL)
@@ -28,13 +28,25 @@ class Host(models.Model):
 
     name = models.CharField(max_length=255, unique=True)
     boot_id = models.CharField(max_length=64, blank=True, help_text="Changes when the machine restarts.")
-    heartbeat_at = models.DateTimeField(null=True, blank=True)
+    heartbeat_at = models.DateTimeField(null=True, blank=True, help_text="By the database's clock.")
+    draining_at = models.DateTimeField(null=True, blank=True, help_text="While set, it takes no more runs.")
+    lost_at = models.DateTimeField(null=True, blank=True, help_text="Set while nothing is heard of it.")
+    dead_at = models.DateTimeField(null=True, blank=True, help_text="Staff said that it does not come back.")
 
     class Meta:
         ordering: ClassVar = ["name"]
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def condition(self) -> str:
+        """One word for pages and the API: dead, lost, draining or online."""
+        if self.dead_at:
+            return "dead"
+        if self.lost_at or not self.heartbeat_at:
+            return "lost"
+        return "draining" if self.draining_at else "online"
 
 
 class Slot(models.Model):
@@ -84,14 +96,31 @@ class Run(Shared):
     notes = models.JSONField(default=list, help_text="What was adapted to the base model and the device, in sentences.")
     dataset_version = models.ForeignKey(DatasetVersion, on_delete=models.PROTECT, related_name="runs")
     base_model = models.ForeignKey(BaseModel, on_delete=models.PROTECT, related_name="runs")
+    device = models.CharField(
+        max_length=4,
+        choices=DeviceKind.choices,
+        default=DeviceKind.CPU,
+        help_text="What it was planned for: a run for a GPU does not start on a CPU.",
+    )
+    needed_bytes = models.PositiveBigIntegerField(default=0, help_text="What it will write at most, estimated.")
+    adaptations = models.JSONField(
+        default=dict, help_text="Settings of later attempts that differ from `spec`, since memory ran out."
+    )
     retry_of = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="retries")
 
     status = models.CharField(max_length=9, choices=Status.choices, default=Status.QUEUED)
     slot = models.ForeignKey(Slot, null=True, blank=True, on_delete=models.PROTECT, related_name="runs")
     attempt = models.PositiveIntegerField(default=1)
+    priority = models.SmallIntegerField(choices=Priority.choices, default=Priority.NORMAL)
+    place = models.BigIntegerField(
+        default=0, help_text="Orders its owner's waiting runs: when it was queued, in microseconds, until it is moved."
+    )
     held_at = models.DateTimeField(
         null=True, blank=True, help_text="While set, the run keeps its place but does not start."
     )
+    not_before = models.DateTimeField(null=True, blank=True, help_text="A pause after an interruption.")
+    stop_intent = models.CharField(max_length=5, choices=StopIntent.choices, blank=True)
+    kill_requested_at = models.DateTimeField(null=True, blank=True, help_text="End at once, without saving.")
     stop_requested_at = models.DateTimeField(null=True, blank=True)
     stop_requested_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
@@ -124,6 +153,7 @@ class Run(Shared):
             ),
             models.UniqueConstraint(Lower("output_name"), name="run_output_name_unique"),
             models.CheckConstraint(name="run_status_valid", condition=Q(status__in=Status.values)),
+            models.CheckConstraint(name="run_priority_valid", condition=Q(priority__in=Priority.values)),
             models.CheckConstraint(
                 name="run_active_iff_slot",
                 condition=Q(status__in=ACTIVE_VALUES, slot__isnull=False)
@@ -175,11 +205,15 @@ class Attempt(models.Model):
     created_at = models.DateTimeField(auto_now_add=True)
     ended_at = models.DateTimeField(null=True, blank=True)
     exit_code = models.IntegerField(null=True, blank=True)
+    ending = models.CharField(max_length=13, choices=Ending.choices, blank=True)
+    start_step = models.PositiveIntegerField(default=0, help_text="The step of the state that it went on from.")
+    adaptations = models.JSONField(default=dict, help_text="The run's adaptations when it was launched.")
 
     class Meta:
         ordering: ClassVar = ["run", "number"]
         constraints: ClassVar = [
-            models.UniqueConstraint(fields=["run", "number"], name="attempt_number_unique_per_run")
+            models.UniqueConstraint(fields=["run", "number"], name="attempt_number_unique_per_run"),
+            models.CheckConstraint(name="attempt_ending_valid", condition=Q(ending__in=["", *Ending.values])),
         ]
 
     def __str__(self) -> str:

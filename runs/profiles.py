@@ -103,6 +103,7 @@ def fill(profile: Profile, *, images: int, resolution: int, device: DeviceKind, 
         "noise_offset": 0.02,
         "max_grad_norm": 0.8,
         "gradient_checkpointing": device != DeviceKind.CPU,
+        "less_memory_when_out": True,
         "save_every_steps": max(1, steps // 5),
         "sample_every_steps": max(1, steps // 5),
     }

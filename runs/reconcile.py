@@ -6,30 +6,56 @@ never the clock: a slice that was lost with its worker is handed out again from 
 
 from __future__ import annotations
 
+import math
 import time
 
 from django.conf import settings
 from django.db.models import Q
-from django.utils import timezone
+from django.db.models.functions import Now
 
 from datasets.services import remove_stale_uploads, remove_unused_pictures
 from lorapilot import workspace
+from lorapilot.clock import ago, is_stale
 from lorapilot.jobs import restart_silent_jobs
-from runs import hosts
+from runs import fleet, hosts
 from runs.dispatch import dispatch, hand_out
 from runs.models import Attempt
 from runs.supervision.follow import LEASE_EXPIRES_AFTER
 
 CLEAN_UP_SECONDS = 3600.0
+LOOK_SECONDS = 30.0  # between looks for processes that nobody wants any more
 
 
-def reconcile() -> None:
-    hosts.beat(settings.HOST_NAME)
+class _LastLook:
+    at = 0.0  # by the monotonic clock
+
+
+_last_look = _LastLook()
+
+
+def reconcile(*, is_host: bool = True, watched_seconds: float = math.inf) -> None:
+    """One round. `is_host`: this machine trains. `watched_seconds`: for how long rounds have come without a gap;
+    whoever could not reach the database for a while does not know who else could not."""
+    if is_host:
+        look_after_this_host()
+    if watched_seconds > hosts.SILENT_AFTER.total_seconds():
+        fleet.mark_silent_hosts()
     restart_silent_slices()
     restart_silent_jobs()
     remove_stale_uploads()
     dispatch()
     clean_up_hourly()
+
+
+def look_after_this_host() -> None:
+    """Its sign of life; and processes here whose attempt has ended elsewhere end before it takes runs again."""
+    hosts.beat(settings.HOST_NAME)
+    is_back = fleet.is_missed(settings.HOST_NAME)
+    if is_back or time.monotonic() - _last_look.at > LOOK_SECONDS:
+        _last_look.at = time.monotonic()
+        hosts.end_orphans(settings.HOST_NAME)
+    if is_back:
+        fleet.welcome_back(settings.HOST_NAME)
 
 
 def clean_up_hourly() -> bool:
@@ -44,17 +70,13 @@ def clean_up_hourly() -> bool:
 
 def restart_silent_slices() -> int:
     """Hand out a slice for each attempt that nobody supervises. Returns how many."""
-    now = timezone.now()
-    silent = now - LEASE_EXPIRES_AFTER
-    unled = Q(lease_at__isnull=True) | Q(lease_at__lt=silent)
-    unsent = Q(enqueued_at__isnull=True) | Q(enqueued_at__lt=silent)
+    unled, unsent = is_stale("lease_at", LEASE_EXPIRES_AFTER), is_stale("enqueued_at", LEASE_EXPIRES_AFTER)
     # A silent host's queue would only grow: it takes its runs up again when it is back.
-    lost = Attempt.objects.filter(
-        unled, unsent, ended_at__isnull=True, slot__host__heartbeat_at__gte=now - hosts.SILENT_AFTER
-    )
+    heard = Q(slot__host__heartbeat_at__gte=ago(hosts.SILENT_AFTER))
+    lost = Attempt.objects.filter(unled, unsent, heard, ended_at__isnull=True)
     started = 0
     for attempt in lost.select_related("slot__host"):
-        if Attempt.objects.filter(unled, unsent, pk=attempt.pk, ended_at__isnull=True).update(enqueued_at=now):
+        if Attempt.objects.filter(unled, unsent, pk=attempt.pk, ended_at__isnull=True).update(enqueued_at=Now()):
             hand_out(attempt)
             started += 1
     return started

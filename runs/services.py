@@ -6,8 +6,10 @@ Submitting, stopping, resuming and retrying are safe to repeat and to race: each
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,96 +25,13 @@ from lorapilot.errors import Conflict, UserError
 from lorapilot.models import User
 from models_registry.models import BaseModel
 from models_registry.selectors import missing_files
-from runs import profiles, wakeup
+from runs import memory_ladder, wakeup
 from runs.dispatch import dispatch
-from runs.enums import ACTIVE, TERMINAL, DeviceKind, Profile, Status
+from runs.enums import ACTIVE, TERMINAL, DeviceKind, Priority, Status, StopIntent
 from runs.models import Run, RunEvent
-from runs.selectors import best_device
-from runs.spec import RunSpec
+from runs.planning import Plan, plan_run, variations
 from runs.stacks import get_stack
 from runs.transitions import change_status
-
-DEFAULT_PROMPTS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a submission would train: shown before the start, then stored with the run."""
-
-    spec: RunSpec
-    images: int
-    updates_per_epoch: int
-    device: DeviceKind
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def epochs(self) -> float:
-        return self.spec.steps / self.updates_per_epoch
-
-
-def plan_run(
-    *,
-    pictures: list[dict[str, Any]],
-    base_model: BaseModel,
-    profile: str,
-    values: dict[str, Any],
-    stack: str = "builtin",
-) -> Plan:
-    """The RunSpec that a profile (or none) and the user's own `values` make. Raises UserError for what cannot be."""
-    trainer = get_stack(stack)
-    if missing := trainer.check():
-        raise UserError(missing, field="stack")
-    if base_model.architecture not in trainer.architectures:
-        raise UserError(
-            f"{trainer.name} cannot train {base_model.name}: it is {base_model.get_architecture_display()}. "
-            f"Choose a model that is {' or '.join(sorted(trainer.architectures))}.",
-            field="base_model",
-        )
-    if base_model.layout not in trainer.layouts:
-        raise UserError(
-            f"{trainer.name} cannot train {base_model.name}: it reads diffusers folders, not single files. "
-            "Choose a model that is a folder.",
-            field="base_model",
-        )
-    if not pictures:
-        raise UserError("This dataset has no pictures yet: add some first.", field="dataset")
-    device = best_device()
-    filled = _fill(profile, images=len(pictures), base_model=base_model, device=device)
-    prompts = {"sample_prompts": values.get("sample_prompts") or default_prompts(pictures)}
-    spec = RunSpec.from_values(filled.values | values | prompts)
-    trainer.check_spec(spec)
-    repeated = sum(int(picture["repeats"]) for picture in pictures) * spec.repeats
-    return Plan(
-        spec=spec,
-        images=len(pictures),
-        updates_per_epoch=profiles.updates_per_epoch(
-            repeated,
-            repeats=1,
-            batch_size=spec.batch_size,
-            gradient_accumulation_steps=spec.gradient_accumulation_steps,
-        ),
-        device=device,
-        notes=filled.notes,
-    )
-
-
-def _fill(profile: str, *, images: int, base_model: BaseModel, device: DeviceKind) -> profiles.Filled:
-    if not profile:
-        precision = "fp32" if device == DeviceKind.CPU else "bf16"
-        return profiles.Filled({"resolution": base_model.resolution, "precision": precision})
-    if profile not in Profile.values:
-        raise UserError(
-            f"There is no profile {profile!r}. Choose one of: {', '.join(Profile.values)}, or none.", field="profile"
-        )
-    return profiles.fill(
-        Profile(profile), images=images, resolution=base_model.resolution, device=device, model_name=base_model.name
-    )
-
-
-def default_prompts(pictures: list[dict[str, Any]]) -> list[str]:
-    """The first different captions: what a person would try first."""
-    captions = dict.fromkeys(picture["caption"].strip() for picture in pictures)
-    return [caption for caption in captions if caption][:DEFAULT_PROMPTS]
 
 
 def submit_run(
@@ -124,57 +43,119 @@ def submit_run(
     profile: str = "",
     values: dict[str, Any] | None = None,
     stack: str = "builtin",
-    retry_of: Run | None = None,
+    priority: int = Priority.NORMAL,
 ) -> Run:
     """Queue a run on the dataset as it is now; it starts as soon as a slot is free."""
-    version = pin_version(dataset)
-    return _submit(
-        owner,
-        version=version,
-        base_model=base_model,
-        output_name=output_name,
-        profile=profile,
-        values=values or {},
-        stack=stack,
-        retry_of=retry_of,
-    )
+    order = Order(output_name, profile, values or {})
+    source = Source(pin_version(dataset), base_model, stack)
+    return _submit(owner, [order], source=source, priority=priority)[0]
 
 
-def _submit(
+def submit_many(
     owner: User,
     *,
-    version: DatasetVersion,
+    dataset: Dataset,
     base_model: BaseModel,
     output_name: str,
-    profile: str,
-    values: dict[str, Any],
-    stack: str,
-    retry_of: Run | None,
-) -> Run:
-    check_output_name(output_name)
-    if missing := missing_files(base_model):
-        raise UserError(f"{base_model.name} cannot be trained on: {' '.join(missing)}", field="base_model")
-    plan = plan_run(pictures=version.pictures, base_model=base_model, profile=profile, values=values, stack=stack)
+    varied: Mapping[str, Sequence[Any]],
+    profile: str = "",
+    values: dict[str, Any] | None = None,
+    stack: str = "builtin",
+    priority: int = Priority.NORMAL,
+) -> list[Run]:
+    """Queue a run for every combination of `varied`, all on the same dataset version; all of them or none.
+
+    Each is named `output_name` with what is its own behind it, such as `cat-r16-lr0.0001`.
+    """
+    found = variations(profile, values or {}, varied)
+    orders = [Order(f"{output_name}{one.suffix}", one.profile, one.values) for one in found]
+    source = Source(pin_version(dataset), base_model, stack)
+    return _submit(owner, orders, source=source, priority=priority)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One run of a submission."""
+
+    output_name: str
+    profile: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What all runs of a submission train on, and with."""
+
+    version: DatasetVersion
+    base_model: BaseModel
+    stack: str
+    retry_of: Run | None = None
+
+
+def _submit(owner: User, orders: list[Order], *, source: Source, priority: int) -> list[Run]:
+    """Check everything first, then write all in one transaction."""
+    check_priority(priority, owner)
+    if missing := missing_files(source.base_model):
+        raise UserError(f"{source.base_model.name} cannot be trained on: {' '.join(missing)}", field="base_model")
+    plans = []
+    for order in orders:
+        check_output_name(order.output_name)
+        plans.append(
+            plan_run(
+                pictures=source.version.pictures,
+                base_model=source.base_model,
+                profile=order.profile,
+                values=order.values,
+                stack=source.stack,
+            )
+        )
+    name = ""
     try:
         with transaction.atomic():
-            run = Run.objects.create(
-                owner=owner,
-                output_name=output_name,
-                stack=stack,
-                profile=profile,
-                spec=plan.spec.as_values(),
-                notes=plan.notes,
-                dataset_version=version,
-                base_model=base_model,
-                retry_of=retry_of,
-                total_steps=plan.spec.steps,
-                queued_at=timezone.now(),
-            )
-            RunEvent.objects.create(run=run, attempt=1, new_status=Status.QUEUED, actor=owner, message="Submitted.")
+            runs = []
+            for order, plan in zip(orders, plans, strict=True):
+                name = order.output_name
+                runs.append(_create(owner, order, plan, source, priority))
             transaction.on_commit(dispatch)
     except IntegrityError:
-        raise _name_taken(output_name) from None
+        raise _name_taken(name) from None
+    return runs
+
+
+def _create(owner: User, order: Order, plan: Plan, source: Source, priority: int) -> Run:
+    now = timezone.now()
+    run = Run.objects.create(
+        owner=owner,
+        output_name=order.output_name,
+        stack=source.stack,
+        profile=order.profile,
+        spec=plan.spec.as_values(),
+        notes=plan.notes,
+        device=plan.device,
+        needed_bytes=plan.needed_bytes,
+        dataset_version=source.version,
+        base_model=source.base_model,
+        retry_of=source.retry_of,
+        total_steps=plan.spec.steps,
+        priority=priority,
+        queued_at=now,
+        place=place_at(now),
+    )
+    RunEvent.objects.create(run=run, attempt=1, new_status=Status.QUEUED, actor=owner, message="Submitted.")
     return run
+
+
+def place_at(moment: datetime) -> int:
+    """The place in the queue of a run that came at `moment`."""
+    return int(moment.timestamp() * 1_000_000)
+
+
+def check_priority(priority: int, actor: User) -> None:
+    """High priority passes by everybody else's runs, so staff give it."""
+    if priority not in Priority.values:
+        raise UserError("Priority is -1 (low), 0 (normal) or 1 (high).", field="priority")
+    if priority > Priority.NORMAL and not actor.is_staff:
+        raise UserError("High priority passes by the runs of others: ask staff for it.", field="priority")
 
 
 def check_output_name(name: str) -> None:
@@ -201,25 +182,69 @@ def stop_run(run: Run, *, actor: User) -> Run:
         run, old=Status.QUEUED, new=Status.STOPPED, actor=actor, message="Stopped while waiting.", held_at=None
     ):
         return run
-    request = {"stop_requested_at": timezone.now(), "stop_requested_by": actor}
+    return ask_to_stop(run, intent=StopIntent.STOP, actor=actor, message="Asked to stop.")
+
+
+def pause_run(run: Run, *, actor: User) -> Run:
+    """Let a run save and go back to the queue, where it is held until it is released."""
+    run.refresh_from_db()
+    if run.status == Status.QUEUED:
+        return hold_run(run, actor=actor)
+    return ask_to_stop(run, intent=StopIntent.PAUSE, actor=actor, message="Asked to pause.")
+
+
+def ask_to_stop(run: Run, *, intent: StopIntent, actor: User | None, message: str) -> Run:
+    """Ask an active run to save and end; `intent` says what becomes of it then. A plain stop wins over the others."""
+    request = {"stop_requested_at": timezone.now(), "stop_requested_by": actor, "stop_intent": intent}
     for old in (Status.RUNNING, Status.STARTING):
         run.refresh_from_db()
-        if change_status(run, old=old, new=Status.STOPPING, actor=actor, message="Asked to stop.", **request):
+        if change_status(run, old=old, new=Status.STOPPING, actor=actor, message=message, **request):
             return run
     run.refresh_from_db()
     if run.status != Status.STOPPING:
         raise Conflict(f"{run.output_name} is not running: it is {run.get_status_display().lower()}.")
+    if intent == StopIntent.STOP and run.stop_intent != intent:
+        _note(run, actor=actor, message=message, stop_intent=intent, stop_requested_by=actor)
     return run
 
 
-def resume_run(run: Run, *, actor: User) -> Run:
-    """Queue a stopped or failed run again; it goes on from its newest saved state, or from the start without one."""
+def kill_run(run: Run, *, actor: User) -> Run:
+    """End a run at once, without saving: for one that does not react. It can be resumed from its last saved state."""
+    stop_run(run, actor=actor)
+    if run.status == Status.STOPPING and run.kill_requested_at is None:
+        _note(run, actor=actor, message="To be ended at once, without saving.", kill_requested_at=timezone.now())
+    return run
+
+
+@transaction.atomic
+def _note(run: Run, *, actor: User | None, message: str, **values: Any) -> None:
+    """Change what belongs to the current status, with a line in the history. Raises Conflict when it has changed."""
+    unchanged = Run.objects.filter(pk=run.pk, status=run.status, attempt=run.attempt)
+    if not unchanged.update(revision=F("revision") + 1, **values):
+        raise Conflict(f"{run.output_name} has just changed: look again.")
+    RunEvent.objects.create(run=run, attempt=run.attempt, actor=actor, message=message)
+    run.refresh_from_db()
+    transaction.on_commit(partial(wakeup.wake, run.pk))
+
+
+def resume_run(run: Run, *, actor: User, less_memory: bool = False) -> Run:
+    """Queue a stopped or failed run again; it goes on from its newest saved state, or from the start without one.
+
+    `less_memory` takes the next step down the memory ladder first.
+    """
     if missing := missing_files(run.base_model):
         raise UserError(f"{run.base_model.name} cannot be trained on: {' '.join(missing)}")
-    message = f"Goes on from step {newest_state_step(run)}." if newest_state_step(run) else "Starts again from step 0."
+    changes: dict[str, Any] = {"queued_at": timezone.now(), "place": place_at(timezone.now()), "held_at": None}
+    message = where_it_goes_on(run)
+    if less_memory:
+        rung = memory_ladder.next_rung(memory_ladder.effective(run.spec, run.adaptations), device_of(run))
+        if rung is None:
+            raise Conflict("There is nothing left to save memory with. Use a smaller model or resolution in a new run.")
+        changes["adaptations"] = run.adaptations | rung.changes
+        message = f"{rung.sentence} {message}"
     for old in (Status.STOPPED, Status.FAILED, Status.ERRORED):
         with transaction.atomic():
-            if requeue(run, old=old, actor=actor, message=message):
+            if requeue(run, old=old, actor=actor, message=message, **changes):
                 transaction.on_commit(dispatch)
                 return run
     run.refresh_from_db()
@@ -227,48 +252,56 @@ def resume_run(run: Run, *, actor: User) -> Run:
 
 
 def requeue(run: Run, *, old: Status, actor: User | None, message: str, **values: Any) -> bool:
-    """Back to the queue as a new attempt: an attempt runs once."""
-    return change_status(
-        run,
-        old=old,
-        new=Status.QUEUED,
-        actor=actor,
-        message=message,
-        attempt=run.attempt + 1,
-        queued_at=timezone.now(),
-        reason="",
-        exit_code=None,
-        **values,
-    )
+    """Back to the queue as a new attempt: an attempt runs once. It keeps its place unless `values` give another."""
+    kept = {"reason": message, "exit_code": None} | values
+    return change_status(run, old=old, new=Status.QUEUED, actor=actor, message=message, attempt=run.attempt + 1, **kept)
+
+
+def end(run: Run, status: Status, *, reason: str = "", code: int | None = None, actor: User | None = None) -> bool:
+    """Give an active run its last status. One that ends so quickly that it was never seen running takes two edges."""
+    done = False
+    for old, new in _path(Status(run.status), status):
+        done = change_status(run, old=old, new=new, actor=actor, message=reason, reason=reason, exit_code=code)
+    return done
+
+
+def _path(old: Status, new: Status) -> list[tuple[Status, Status]]:
+    if old == Status.STARTING and new == Status.SUCCEEDED:
+        return [(old, Status.RUNNING), (Status.RUNNING, new)]
+    if old in (Status.STARTING, Status.RUNNING) and new == Status.STOPPED:
+        return [(old, Status.STOPPING), (Status.STOPPING, new)]
+    return [(old, new)]
+
+
+def device_of(run: Run) -> DeviceKind:
+    """What its newest attempt trained on, or what it was planned for."""
+    attempt = run.attempts.order_by("-number").first()
+    device = attempt.slot.devices.first() if attempt else None
+    return DeviceKind(device.kind if device else run.device)
+
+
+def newest_state(run: Run) -> tuple[Path, int] | None:
+    """Path and step of the newest complete state on the disk."""
+    states = get_stack(run.stack).states(run.folder)
+    return states[0] if states else None
 
 
 def newest_state_step(run: Run) -> int:
-    """The step that a resume goes on from; 0 without a state on disk."""
+    """The step that a resume goes on from; 0 without a state."""
     state = newest_state(run)
     return state[1] if state else 0
 
 
-def newest_state(run: Run) -> tuple[Path, int] | None:
-    """Folder and step of the newest saved state that is still on disk."""
-    for state in run.states.order_by("-step"):
-        folder = workspace.inside(run.folder, state.path)
-        if folder.is_dir():
-            return folder, state.step
-    return None
+def where_it_goes_on(run: Run) -> str:
+    step = newest_state_step(run)
+    return f"It goes on from step {step}." if step else "It starts again from step 0."
 
 
 def retry_run(run: Run, *, actor: User, output_name: str = "") -> Run:
     """A new run with the same settings, base model and dataset version, under a name of its own."""
-    return _submit(
-        actor,
-        version=run.dataset_version,
-        base_model=run.base_model,
-        output_name=output_name or free_name(run.output_name),
-        profile=run.profile,
-        values=run.spec,
-        stack=run.stack,
-        retry_of=run,
-    )
+    order = Order(output_name or free_name(run.output_name), run.profile, run.spec | run.adaptations)
+    source = Source(run.dataset_version, run.base_model, run.stack, retry_of=run)
+    return _submit(actor, [order], source=source, priority=Priority.NORMAL)[0]
 
 
 def free_name(name: str) -> str:
@@ -294,15 +327,48 @@ def release_run(run: Run, *, actor: User) -> Run:
 
 @transaction.atomic
 def _set_held(run: Run, *, held: bool, actor: User) -> Run:
-    waiting = Run.objects.filter(pk=run.pk, status=Status.QUEUED)
-    if not waiting.update(held_at=timezone.now() if held else None, revision=F("revision") + 1):
+    run.refresh_from_db()
+    if run.status != Status.QUEUED:
         raise Conflict(f"{run.output_name} is not waiting in the queue.")
     message = "Held: it does not start until it is released." if held else "Released."
-    RunEvent.objects.create(run=run, attempt=run.attempt, actor=actor, message=message)
-    run.refresh_from_db()
-    transaction.on_commit(lambda: wakeup.wake(run.pk))
+    values = {"held_at": timezone.now()} if held else {"held_at": None, "not_before": None, "reason": ""}
+    _note(run, actor=actor, message=message, **values)
     if not held:
         transaction.on_commit(dispatch)
+    return run
+
+
+def set_priority(run: Run, *, actor: User, priority: int) -> Run:
+    """Before or after the runs of others."""
+    check_priority(priority, actor)
+    run.refresh_from_db()
+    if run.status != Status.QUEUED:
+        raise Conflict(f"{run.output_name} is not waiting in the queue.")
+    _note(run, actor=actor, message=f"Priority: {Priority(priority).label.lower()}.", priority=priority)
+    return run
+
+
+@transaction.atomic
+def reorder_run(run: Run, *, actor: User, to: str) -> Run:
+    """Move a waiting run among its owner's own of the same priority: `up`, `down`, `first` or `last`.
+
+    The places are only dealt out anew among these runs, so nobody else's run waits longer.
+    """
+    own = list(
+        Run.objects.filter(owner=run.owner_id, status=Status.QUEUED, priority=run.priority).order_by("place", "pk")
+    )
+    if run not in own:
+        raise Conflict(f"{run.output_name} is not waiting in the queue.")
+    at = own.index(run)
+    targets = {"up": max(0, at - 1), "down": at + 1, "first": 0, "last": len(own)}
+    if to not in targets:
+        raise UserError("Move it up, down, first or last.", field="to")
+    places = [waiting.place for waiting in own]
+    own.insert(targets[to], own.pop(at))
+    for waiting, place in zip(own, places, strict=True):
+        Run.objects.filter(pk=waiting.pk, status=Status.QUEUED).update(place=place, revision=F("revision") + 1)
+    RunEvent.objects.create(run=run, attempt=run.attempt, actor=actor, message=f"Moved in the queue: {to}.")
+    run.refresh_from_db()
     return run
 
 

@@ -80,9 +80,21 @@ class RunSpec:
     gradient_accumulation_steps: int = option(
         1, "Gradient accumulation", TRAINING, "Batches to one update.", least=1, most=256
     )
+    gpus: int = option(
+        1, "GPUs", TRAINING, "More than one: waits for a slot with so many; each takes a batch.", least=1, most=64
+    )
     precision: str = option("bf16", "Precision", TRAINING, "On a CPU always fp32.", choices=PRECISIONS)
     gradient_checkpointing: bool = option(
         False, "Gradient checkpointing", TRAINING, "Less memory, slower; off: only when needed."
+    )
+    less_memory_when_out: bool = option(
+        False,
+        "Adapt when memory runs out",
+        TRAINING,
+        "Goes on from the last state with gradient checkpointing, then smaller batches, then an 8-bit optimizer.",
+    )
+    lower_resolution_when_out: bool = option(
+        False, "Also lower the resolution", TRAINING, "As the last resort when memory runs out."
     )
     max_grad_norm: float = option(1.0, "Gradient clipping", TRAINING, "0: off.", least=0, most=1000)
     optimizer: str = option("AdamW", "Optimizer", TRAINING, "Prodigy wants learning rate 1.", choices=OPTIMIZERS)
@@ -105,6 +117,12 @@ class RunSpec:
 
     save_precision: str = option("fp16", "Saved as", SAVING, "Number format of the LoRA file.", choices=PRECISIONS)
     save_best: bool = option(False, "Keep the best", SAVING, "By validation loss; needs a validation share.")
+    keep_last: int = option(
+        0, "Keep last", SAVING, "So many checkpoints stay beside the best; 0: all.", least=0, most=1000
+    )
+    keep_every_steps: int = option(
+        0, "Keep every", SAVING, "Checkpoints of every so many steps stay, too; 0: none.", least=0, most=1_000_000
+    )
     save_every_steps: int = option(0, "Checkpoint every", SAVING, "Steps; 0: only at the end.", least=0, most=1_000_000)
     sample_every_steps: int = option(
         0, "Samples every", SAVING, "Steps; 0: before the first and after the last step only.", least=0, most=1_000_000

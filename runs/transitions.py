@@ -17,6 +17,16 @@ from runs import wakeup
 from runs.enums import ACTIVE, EDGES, TERMINAL, Status
 from runs.models import Run, RunEvent
 
+NO_LONGER_ACTIVE: dict[str, Any] = {
+    "slot": None,
+    "stop_requested_at": None,
+    "stop_requested_by": None,
+    "stop_intent": "",
+    "kill_requested_at": None,
+    "stage": "",
+    "eta_seconds": None,
+}
+
 
 @transaction.atomic
 def change_status(
@@ -37,7 +47,7 @@ def change_status(
         raise ValueError(f"A run never goes from {old} to {new}.")
     values |= {"finished_at": timezone.now() if new in TERMINAL else None}
     if new not in ACTIVE:
-        values |= {"slot": None, "stop_requested_at": None, "stop_requested_by": None, "stage": ""}
+        values |= NO_LONGER_ACTIVE
     unchanged = Run.objects.filter(pk=run.pk, status=old, attempt=run.attempt)
     if not unchanged.update(status=new, revision=F("revision") + 1, **values):
         return False

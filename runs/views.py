@@ -16,7 +16,7 @@ from datasets.models import DatasetVersion
 from lorapilot.access import get_editable, get_visible, signed_in
 from lorapilot.errors import UserError
 from lorapilot.services import record
-from runs import files, selectors, services
+from runs import files, planning, selectors, services
 from runs.enums import TERMINAL, DeviceKind
 from runs.forms import RunForm
 from runs.models import Run
@@ -66,7 +66,7 @@ def _essentials(form: RunForm) -> dict[str, Any]:
 class Preview:
     """What the form as it stands would train, or why it cannot yet."""
 
-    plan: services.Plan | None = None
+    plan: planning.Plan | None = None
     errors: list[str] = field(default_factory=list)
 
     @property
@@ -87,7 +87,7 @@ def preview(request: HttpRequest) -> HttpResponse:
     shown = Preview()
     if chosen.get("dataset") and chosen.get("base_model"):
         try:
-            shown.plan = services.plan_run(
+            shown.plan = planning.plan_run(
                 pictures=list(chosen["dataset"].pictures.values("caption", "repeats")),
                 base_model=chosen["base_model"],
                 profile=chosen.get("profile", ""),

@@ -22,6 +22,7 @@ from django.db.migrations.executor import MigrationExecutor
 
 from lorapilot import children, workspace
 from lorapilot.children import Child
+from lorapilot.errors import UserError
 from lorapilot.jobs import CLUSTER as IO_CLUSTER
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 ANOTHER_INSTANCE = 75  # EX_TEMPFAIL
 GRACE_SECONDS = 10.0  # a slice of supervision or a job may take longer; both are safe to kill
 RECONCILE_SECONDS = 5.0
+REGISTER_SECONDS = 60.0
 
 
 def take_role(role: str) -> TextIO:
@@ -118,11 +120,11 @@ def web(listening: socket.socket) -> Child:
 class Housekeeper(threading.Thread):
     """Calls reconcile every 5 seconds. It outlives a database that is away, and says so once."""
 
-    def __init__(self, reconcile: Callable[[], None], release_leases: Callable[[str], int]) -> None:
+    def __init__(self, *, is_host: bool) -> None:
         super().__init__(name="housekeeper", daemon=True)
-        self._reconcile = reconcile
-        self._release_leases = release_leases
-        self._is_release_wanted = True  # no slice of an earlier instance is alive: we hold the lock
+        self._is_host = is_host
+        self._is_release_wanted = is_host  # no slice of an earlier instance is alive: we hold the lock
+        self._steady_since = self._last_round_at = self._registered_at = time.monotonic()
         self._is_over = False
         self._wake_up = threading.Event()
         self._trouble = ""
@@ -144,11 +146,14 @@ class Housekeeper(threading.Thread):
             self._wake_up.wait(RECONCILE_SECONDS)
 
     def _round(self) -> None:
+        from runs.reconcile import reconcile, release_leases
+
         try:
             if self._is_release_wanted:
-                self._release_leases(settings.HOST_NAME)
+                release_leases(settings.HOST_NAME)
                 self._is_release_wanted = False
-            self._reconcile()
+            reconcile(is_host=self._is_host, watched_seconds=self._watched_seconds())
+            self._register_again()
         except DatabaseAway as error:
             self._tell(f"The database does not answer: {str(error).strip().splitlines()[0]}")
         except Exception as error:
@@ -159,6 +164,22 @@ class Housekeeper(threading.Thread):
         finally:
             connections.close_all()
 
+    def _watched_seconds(self) -> float:
+        """For how long the rounds have come without a gap."""
+        now = time.monotonic()
+        if self._trouble or now - self._last_round_at > 2 * RECONCILE_SECONDS:
+            self._steady_since = now
+        self._last_round_at = now
+        return now - self._steady_since
+
+    def _register_again(self) -> None:
+        """Devices come and go; and a slot that trained until now may have to be arranged anew."""
+        from runs.hosts import register_host
+
+        if self._is_host and time.monotonic() - self._registered_at > REGISTER_SECONDS:
+            self._registered_at = time.monotonic()
+            register_host()
+
     def _tell(self, trouble: str) -> bool:
         """Say what is wrong, or that nothing is any more; once. Returns whether that is news."""
         is_news = trouble != self._trouble
@@ -168,15 +189,25 @@ class Housekeeper(threading.Thread):
         return is_news
 
 
-def start_training_side() -> tuple[Housekeeper, list[Child]]:
-    """This machine as a host: known to the database, with its clusters (not started yet) and its regular work."""
-    from runs.hosts import register_host
-    from runs.reconcile import reconcile, release_leases
-
-    host = register_host()
-    workers = max(settings.Q_CLUSTER["workers"], host.slots.count() + 2)  # each slot's run needs one almost always
-    housekeeper = Housekeeper(reconcile, release_leases)
+def keep_house(*, is_host: bool) -> Housekeeper:
+    housekeeper = Housekeeper(is_host=is_host)
     housekeeper.start()
+    return housekeeper
+
+
+def start_training_side() -> tuple[Housekeeper, list[Child]]:
+    """This machine as a host: known to the database, with its clusters (not started yet) and its regular work.
+
+    Raises CommandError when it cannot be one.
+    """
+    from runs.hosts import register_host
+
+    try:
+        host = register_host()
+    except UserError as error:
+        raise CommandError(error.message) from None
+    workers = max(settings.Q_CLUSTER["workers"], host.slots.count() + 2)  # each slot's run needs one almost always
+    housekeeper = keep_house(is_host=True)
     return housekeeper, [
         cluster(settings.HOST_NAME, "worker", workers=workers, on_death=housekeeper.cluster_died),
         cluster(IO_CLUSTER, "io"),

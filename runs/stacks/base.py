@@ -3,7 +3,10 @@ lists them. Nothing here touches the database: a stack turns values into files a
 
 from __future__ import annotations
 
+import enum
 import os
+import re
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +70,14 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """The first step is next; what an earlier attempt measured after `start_step` is void."""
+
+    start_step: int
+    total_steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     step: int
     total_steps: int
@@ -120,7 +131,9 @@ class Noted:
     message: str
 
 
-Observation = Stage | Progress | Validated | CheckpointSaved | CheckpointRemoved | StateSaved | SampleDrawn | Noted
+Observation = (
+    Stage | Started | Progress | Validated | CheckpointSaved | CheckpointRemoved | StateSaved | SampleDrawn | Noted
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +142,18 @@ class Exit:
 
     code: int
     stop_requested: bool
+    signals: Sequence[str] = ()  # that the stop took, in order
+    oom_kills: int = 0  # by the kernel, anywhere on the machine, while it ran
+    log_offset: int = 0  # where its own output begins
+
+
+class Cause(enum.Enum):
+    """Why an attempt ended early, where that decides what becomes of the run."""
+
+    OWN = enum.auto()  # it said no, it finished, it was asked to stop
+    KILLED = enum.auto()  # from outside
+    OUT_OF_MEMORY = enum.auto()
+    DISK_FULL = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +162,7 @@ class Outcome:
 
     status: Status
     reason: str = ""
+    cause: Cause = Cause.OWN
 
 
 class Stack(Protocol):
@@ -144,6 +170,7 @@ class Stack(Protocol):
     name: str
     architectures: frozenset[str]
     layouts: frozenset[str]  # of base models: folder, file
+    saves_on_stop: bool  # weights and state, so that a stop or a pause loses nothing
 
     def check(self) -> str:
         """Empty when the trainer can be used here, else what is missing and how to get it."""
@@ -160,8 +187,38 @@ class Stack(Protocol):
     def parse(self, chunk: bytes) -> tuple[list[Observation], int]:
         """Whole records at the start of `chunk`, and how many bytes they took; a torn last record is left."""
 
+    def states(self, folder: Path) -> list[tuple[Path, int]]:
+        """Folder (or file) and step of each complete state on the disk, newest first."""
+
     def outcome(self, folder: Path, attempt_folder: Path, exit_: Exit) -> Outcome:
         """Proof of how an attempt ended. Exit code 0 alone is never success."""
+
+
+# What CUDA, ROCm, cuDNN, cuBLAS, PyTorch's own allocator and fork say.
+OUT_OF_MEMORY = re.compile(
+    rb"out of memory|OutOfMemoryError|CU(?:BLAS|DNN|SOLVER)_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation"
+    rb"|can't allocate memory|not enough memory|Cannot allocate memory",
+    re.IGNORECASE,
+)
+NO_SPACE = re.compile(rb"No space left on device|Disk quota exceeded|os error 28\b", re.IGNORECASE)
+FORCED = {-signal.SIGKILL, 128 + signal.SIGKILL}
+INTERRUPTING = FORCED | {-signal.SIGTERM, 128 + signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT, -signal.SIGHUP}
+
+
+def cause_of_death(exit_: Exit, last_words: bytes) -> Cause:
+    """Why a trainer that told nothing itself is gone: by its exit code, the kernel's count, and the end of its log.
+
+    The kernel counts the processes that it kills for memory. A SIGKILL without such a count came from somebody else.
+    """
+    if exit_.code in FORCED and "SIGKILL" not in exit_.signals:
+        return Cause.OUT_OF_MEMORY if exit_.oom_kills else Cause.KILLED
+    if exit_.code in INTERRUPTING:
+        return Cause.KILLED
+    if exit_.code and OUT_OF_MEMORY.search(last_words):
+        return Cause.OUT_OF_MEMORY
+    if exit_.code and NO_SPACE.search(last_words):
+        return Cause.DISK_FULL
+    return Cause.OWN
 
 
 PASSED_ON = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME")

@@ -18,9 +18,11 @@ from lora_trainer import config as trainer_config
 from lora_trainer.errors import ConfigError
 from lorapilot import workspace
 from lorapilot.errors import UserError
+from runs import logfile
 from runs.enums import DeviceKind, Status
 from runs.spec import RunSpec
 from runs.stacks.base import (
+    Cause,
     CheckpointRemoved,
     CheckpointSaved,
     Exit,
@@ -31,10 +33,12 @@ from runs.stacks.base import (
     Progress,
     SampleDrawn,
     Stage,
+    Started,
     StateSaved,
     StopStep,
     TrainingJob,
     Validated,
+    cause_of_death,
     trainer_environment,
 )
 
@@ -50,6 +54,7 @@ class BuiltinStack:
     name = "Built-in trainer"
     architectures = frozenset({"sd15", "sd2", "sdxl"})
     layouts = frozenset({"folder", "file"})
+    saves_on_stop = True
 
     def check(self) -> str:
         return "" if TRAINER.is_file() else f"{TRAINER} is missing: install LoRA Pilot again."
@@ -96,24 +101,45 @@ class BuiltinStack:
         end = chunk.rfind(b"\n") + 1
         return [observation for record in _records(chunk[:end]) for observation in _observe(record)], end
 
+    def states(self, folder: Path) -> list[tuple[Path, int]]:
+        found = sorted((folder / "state").glob("step*"), reverse=True)
+        return [(path, int(path.name[4:])) for path in found if (path / "COMPLETE").is_file()]
+
     def outcome(self, folder: Path, attempt_folder: Path, exit_: Exit) -> Outcome:
         last = _last_words(attempt_folder / EVENTS_FILE)
         if "error" in last:
             return _refused(last["error"])
         if "finished" in last and exit_.code == 0:
             return _finished(folder, last["finished"])
-        if "stopped" in last or exit_.stop_requested:
-            return Outcome(Status.STOPPED, _stopped(last.get("stopped")))
-        if exit_.code in (-9, 137):
-            return Outcome(
-                Status.FAILED,
-                "The system killed the trainer, most likely because memory ran out. "
-                "Use a smaller batch or resolution, or end other programs, then resume.",
-            )
-        return Outcome(
-            Status.ERRORED,
-            f"The trainer ended with exit code {exit_.code} and no word of why. The end of the log may tell.",
-        )
+        if "stopped" in last:
+            return Outcome(Status.STOPPED, _stopped(last["stopped"]))
+        cause = cause_of_death(exit_, logfile.last_words(folder / "_logs" / "train.log", exit_.log_offset))
+        if exit_.stop_requested and cause in (Cause.OWN, Cause.KILLED):
+            return Outcome(Status.STOPPED, _ended_hard(exit_))
+        return Outcome(**WITHOUT_A_WORD[cause], cause=cause) if cause in WITHOUT_A_WORD else _no_word(exit_)
+
+
+WITHOUT_A_WORD: dict[Cause, dict[str, Any]] = {
+    Cause.OUT_OF_MEMORY: {
+        "status": Status.FAILED,
+        "reason": "The system killed the trainer because memory ran out. "
+        "Use a smaller batch or resolution, or end other programs, then resume.",
+    },
+    Cause.KILLED: {"status": Status.ERRORED, "reason": "The trainer was killed from outside."},
+    Cause.DISK_FULL: {"status": Status.FAILED, "reason": "The disk is full: free some space, then resume."},
+}
+
+
+def _no_word(exit_: Exit) -> Outcome:
+    return Outcome(
+        Status.ERRORED,
+        f"The trainer ended with exit code {exit_.code} and no word of why. The end of the log may tell.",
+    )
+
+
+def _ended_hard(exit_: Exit) -> str:
+    how = f" It did not react to {' and '.join(exit_.signals[:-1])}, and was killed." if len(exit_.signals) > 1 else ""
+    return f"Stopped before anything could be saved.{how} Resume goes on from the last saved state, if there is one."
 
 
 def _config(job: TrainingJob, manifest: Path) -> dict[str, Any]:
@@ -226,7 +252,7 @@ def _stage(record: dict[str, Any]) -> Stage:
 
 OBSERVERS: dict[str, Callable[[dict[str, Any]], Observation]] = {
     "stage": _stage,
-    "started": lambda r: Progress(r["start_step"], r["total_steps"], r["at"]),
+    "started": lambda r: Started(r["start_step"], r["total_steps"]),
     "progress": lambda r: Progress(
         r["step"],
         r["total_steps"],
@@ -255,9 +281,13 @@ def _last_words(events: Path) -> dict[str, dict[str, Any]]:
     return {record["event"]: record for record in _records(events.read_bytes()) if record.get("event") in wanted}
 
 
+CAUSES = {"out_of_memory": Cause.OUT_OF_MEMORY, "disk_full": Cause.DISK_FULL}
+
+
 def _refused(error: dict[str, Any]) -> Outcome:
     ours = error["code"] == "internal"
-    return Outcome(Status.ERRORED if ours else Status.FAILED, error["message"])
+    cause = CAUSES.get(error["code"], Cause.OWN)
+    return Outcome(Status.ERRORED if ours else Status.FAILED, error["message"], cause)
 
 
 def _finished(folder: Path, finished: dict[str, Any]) -> Outcome:
@@ -268,7 +298,7 @@ def _finished(folder: Path, finished: dict[str, Any]) -> Outcome:
     )
 
 
-def _stopped(stopped: dict[str, Any] | None) -> str:
-    if stopped is None:
-        return "Stopped before anything could be saved. Resume goes on from the last saved state, if there is one."
+def _stopped(stopped: dict[str, Any]) -> str:
+    if stopped["state"] is None:
+        return "Stopped before the first step: there was nothing to save."
     return f"Stopped at step {stopped['step']}; weights and state are saved."

@@ -10,42 +10,39 @@ from __future__ import annotations
 import dataclasses
 import errno
 import logging
-import math
 import time
 import uuid
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import timedelta
+from functools import partial
 
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import F
+from django.db.models.functions import Now
+from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
 
 from datasets.selectors import version_files
+from lorapilot.clock import is_stale
 from lorapilot.errors import UserError
 from models_registry.selectors import absolute_path
-from runs import logfile, wakeup
+from runs import disk, logfile, memory_ladder, services
 from runs.dispatch import dispatch, hand_out
-from runs.enums import ACTIVE, DeviceKind, Status
-from runs.models import Attempt, Checkpoint, MetricPoint, Run, RunEvent, Sample, TrainingState, ValidationPoint
-from runs.services import newest_state, requeue
-from runs.spec import RunSpec
+from runs.endings import conclude, ending_of
+from runs.enums import DeviceKind, Status, StopIntent
+from runs.models import Attempt, Run, RunEvent
+from runs.reports import store_observations
+from runs.retention import remove_surplus
 from runs.stacks import get_stack
 from runs.stacks.base import (
-    CheckpointRemoved,
+    Cause,
     CheckpointSaved,
     Exit,
     LaunchPlan,
-    Noted,
     Observation,
     Outcome,
-    Progress,
-    SampleDrawn,
     Stack,
-    Stage,
-    StateSaved,
     TrainingJob,
     TrainingPicture,
-    Validated,
 )
 from runs.supervision import process
 from runs.transitions import change_status
@@ -57,7 +54,7 @@ POLL_SECONDS = 0.25
 BEAT_SECONDS = 2.0
 LEASE_EXPIRES_AFTER = timedelta(seconds=10)
 READ_BYTES = 1 << 20
-MOST_INTERRUPTIONS = 3
+GUARD_SECONDS = 5.0  # between looks at the disk
 
 
 class LeaseLost(Exception):
@@ -79,14 +76,14 @@ def supervise_slice(attempt_id: int) -> None:
 
 
 def _take_lease(attempt_id: int) -> uuid.UUID | None:
-    lease, now = uuid.uuid4(), timezone.now()
-    free = Q(lease_at__isnull=True) | Q(lease_at__lt=now - LEASE_EXPIRES_AFTER)
-    taken = Attempt.objects.filter(free, pk=attempt_id, ended_at__isnull=True).update(lease=lease, lease_at=now)
+    lease = uuid.uuid4()
+    free = is_stale("lease_at", LEASE_EXPIRES_AFTER)
+    taken = Attempt.objects.filter(free, pk=attempt_id, ended_at__isnull=True).update(lease=lease, lease_at=Now())
     return lease if taken else None
 
 
 def _hand_on(attempt: Attempt, lease: uuid.UUID) -> None:
-    released = {"lease": None, "lease_at": None, "enqueued_at": timezone.now()}
+    released = {"lease": None, "lease_at": None, "enqueued_at": Now()}
     if Attempt.objects.filter(pk=attempt.pk, lease=lease).update(**released):
         hand_out(attempt)
 
@@ -101,7 +98,8 @@ class _Slice:
         self.folder = self.run.attempt_folder(attempt.number)
         self.stack: Stack = get_stack(self.run.stack)
         self.beaten_at = 0.0
-        self.stop_sent = False
+        self.guarded_at = 0.0
+        self.stop_sent = self.kill_sent = False
 
     def work(self) -> bool:
         """True when the attempt has ended."""
@@ -115,6 +113,7 @@ class _Slice:
             if self._has_ended(is_alive=is_alive):
                 return True
             self._pass_on_stop()
+            self._guard_disk()
             time.sleep(POLL_SECONDS)
         return False
 
@@ -122,7 +121,7 @@ class _Slice:
         """Keep the lease; and read the run again."""
         if time.monotonic() - self.beaten_at >= BEAT_SECONDS:
             self.beaten_at = time.monotonic()
-            if not Attempt.objects.filter(pk=self.attempt.pk, lease=self.lease).update(lease_at=timezone.now()):
+            if not Attempt.objects.filter(pk=self.attempt.pk, lease=self.lease).update(lease_at=Now()):
                 raise LeaseLost
         self.run.refresh_from_db()
         if self.run.attempt != self.attempt.number:
@@ -155,12 +154,15 @@ class _Slice:
     def _job(self) -> TrainingJob:
         run = self.run
         devices = list(self.attempt.slot.devices.order_by("index"))
-        state = newest_state(run)
+        state = services.newest_state(run)
+        self.attempt.start_step = state[1] if state else 0
+        facts = {"start_step": self.attempt.start_step, "adaptations": run.adaptations}
+        Attempt.objects.filter(pk=self.attempt.pk, lease=self.lease).update(**facts)
         return TrainingJob(
             name=run.output_name,
             folder=run.folder,
             attempt_folder=self.folder,
-            spec=RunSpec.from_values(run.spec),
+            spec=memory_ladder.effective(run.spec, run.adaptations),
             base_model=absolute_path(run.base_model),
             architecture=run.base_model.architecture,
             pictures=[TrainingPicture(**picture) for picture in version_files(run.dataset_version)],
@@ -187,6 +189,8 @@ class _Slice:
             raise LeaseLost
         store_observations(self.run, self.attempt.number, observations)
         self.attempt.observed_bytes += consumed
+        if any(isinstance(observation, CheckpointSaved) for observation in observations):
+            transaction.on_commit(partial(remove_surplus, self.run))
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -194,50 +198,49 @@ class _Slice:
         if self.run.status == Status.STOPPING and not self.stop_sent:
             process.request_stop(self.folder)
             self.stop_sent = True
+        if self.run.kill_requested_at is not None and not self.kill_sent:
+            process.request_stop(self.folder, now=True)
+            self.kill_sent = True
+
+    def _guard_disk(self) -> None:
+        """Below the floor a run saves and waits, as long as there is still space to save to."""
+        if time.monotonic() - self.guarded_at < GUARD_SECONDS:
+            return
+        self.guarded_at = time.monotonic()
+        if self.run.status != Status.RUNNING or not self.stack.saves_on_stop or not disk.is_below_floor():
+            return
+        free = filesizeformat(disk.free_bytes())
+        message = f"Only {free} are free on the disk: it saves, and goes on by itself when there is space."
+        services.ask_to_stop(self.run, intent=StopIntent.MOVE, actor=None, message=message)
 
     def _has_ended(self, *, is_alive: bool) -> bool:
         ended = process.read_exit(self.folder)
-        if ended is not None:
-            self._observe()
-            exit_ = Exit(code=ended["code"], stop_requested=ended["stop_requested"])
-            return self._end(self.stack.outcome(self.run.folder, self.folder, exit_), code=exit_.code)
-        return False if is_alive else self._interrupted()
+        if ended is None:
+            return False if is_alive else self._interrupted()
+        self._observe()
+        exit_ = Exit(**{name: ended[name] for name in Exit.__slots__ if name in ended})
+        return self._end(self.stack.outcome(self.run.folder, self.folder, exit_), code=exit_.code)
 
     def _interrupted(self) -> bool:
         """The runner is gone without a word: killed, or the machine was restarted. Not the run's fault."""
         if process.read_exit(self.folder) is not None:
             return False  # it ended between our two looks; the next round sees it
         process.end_leftovers(self.folder)
-        if self.run.status == Status.STOPPING:
-            return self._end(Outcome(Status.STOPPED, "Stopped; its process was already gone."), code=None)
-        before = self.run.attempts.filter(ended_at__isnull=False, exit_code__isnull=True).count()
-        if before >= MOST_INTERRUPTIONS:
-            reason = f"Its process was killed from outside {before + 1} times. Find out by what, then resume."
-            return self._end(Outcome(Status.ERRORED, reason), code=None)
-        state = newest_state(self.run)
-        from_where = f"goes on from step {state[1]}" if state else "starts again"
-        with transaction.atomic():
-            self._close(code=None)
-            message = f"Its process was killed from outside, or the machine restarted. It {from_where}."
-            for old in (Status.RUNNING, Status.STARTING):
-                if requeue(self.run, old=old, actor=None, message=message):
-                    break
-            transaction.on_commit(dispatch)
-        return True
+        return self._end(Outcome(Status.ERRORED, "Its process was already gone.", Cause.KILLED), code=None)
 
     def _end(self, outcome: Outcome, *, code: int | None) -> bool:
         with transaction.atomic():
-            self._close(code=code)
             self.run.refresh_from_db()
-            values: dict[str, Any] = {"reason": outcome.reason, "exit_code": code, "eta_seconds": None}
-            for old, new in _path(Status(self.run.status), outcome.status):
-                change_status(self.run, old=old, new=new, message=outcome.reason, **values)
+            self.attempt.ending = ending_of(self.run, outcome)
+            self._close(code=code)
+            conclude(self.run, self.attempt, outcome, code=code)
             transaction.on_commit(dispatch)
         return True
 
     def _close(self, *, code: int | None) -> None:
         mine = Attempt.objects.filter(pk=self.attempt.pk, lease=self.lease, ended_at__isnull=True)
-        if not mine.update(ended_at=timezone.now(), exit_code=code, lease=None, lease_at=None):
+        ended = {"ended_at": timezone.now(), "exit_code": code, "ending": self.attempt.ending}
+        if not mine.update(**ended, lease=None, lease_at=None):
             raise LeaseLost
 
 
@@ -245,18 +248,11 @@ def _refusal(error: Exception) -> Outcome:
     """Why a launch failed, for the user."""
     if isinstance(error, UserError):
         return Outcome(Status.FAILED, error.message)
+    if isinstance(error, process.NotStarted):
+        return Outcome(Status.ERRORED, "Its process was killed before it had started.", Cause.KILLED)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Outcome(Status.FAILED, "The disk is full: free some space in the workspace, then resume.")
+        return Outcome(Status.FAILED, "The disk is full.", Cause.DISK_FULL)
     return Outcome(Status.ERRORED, "The trainer could not be started. The server's log says why.")
-
-
-def _path(old: Status, new: Status) -> list[tuple[Status, Status]]:
-    """The edges from `old` to `new`: a run that ends so quickly that it was never seen running takes two."""
-    if old == Status.STARTING and new == Status.SUCCEEDED:
-        return [(old, Status.RUNNING), (Status.RUNNING, new)]
-    if old in (Status.STARTING, Status.RUNNING) and new == Status.STOPPED:
-        return [(old, Status.STOPPING), (Status.STOPPING, new)]
-    return [(old, new)]
 
 
 def _write_files(plan: LaunchPlan) -> None:
@@ -285,91 +281,4 @@ def _provenance(run: Run) -> dict[str, str]:
         "base_model": run.base_model.name,
         "base_model_sha256": run.base_model.sha256,
         "trigger_word": run.dataset_version.trigger_word,
-    }
-
-
-def store_observations(run: Run, attempt: int, observations: list[Observation]) -> None:
-    """Write what an attempt reported. Called inside the transaction that moves the attempt's `observed_bytes`."""
-    progress = [o for o in observations if isinstance(o, Progress)]
-    _store_metrics(run, attempt, progress)
-    for observation in observations:
-        if isinstance(observation, CheckpointSaved):
-            Checkpoint.objects.update_or_create(run=run, path=observation.path, defaults=_checkpoint(observation))
-        elif isinstance(observation, StateSaved):
-            TrainingState.objects.update_or_create(run=run, path=observation.path, defaults={"step": observation.step})
-        elif isinstance(observation, SampleDrawn):
-            Sample.objects.update_or_create(run=run, path=observation.path, defaults=_sample(observation))
-        elif isinstance(observation, CheckpointRemoved):
-            Checkpoint.objects.filter(run=run, path=observation.path).delete()
-        elif isinstance(observation, Validated):
-            measured = {"attempt": attempt, "loss": _finite(observation.loss)}
-            ValidationPoint.objects.update_or_create(run=run, step=observation.step, defaults=measured)
-        elif isinstance(observation, Noted):
-            RunEvent.objects.create(run=run, attempt=attempt, message=observation.message)
-    news = _news(observations)
-    if news or observations:
-        current = Run.objects.filter(pk=run.pk, attempt=attempt, status__in=ACTIVE)
-        current.update(revision=F("revision") + 1, **news)
-        transaction.on_commit(lambda: wakeup.wake(run.pk))
-
-
-def _store_metrics(run: Run, attempt: int, progress: list[Progress]) -> None:
-    by_step = {
-        point.step: MetricPoint(
-            run=run,
-            step=point.step,
-            attempt=attempt,
-            loss=_finite(point.loss),
-            learning_rate=_finite(point.learning_rate),
-            at=datetime.fromtimestamp(point.at, UTC),
-        )
-        for point in progress
-        if point.loss is not None
-    }
-    MetricPoint.objects.bulk_create(
-        by_step.values(),
-        update_conflicts=True,
-        unique_fields=["run", "step"],
-        update_fields=["attempt", "loss", "learning_rate", "at"],
-        batch_size=500,
-    )
-
-
-def _news(observations: list[Observation]) -> dict[str, Any]:
-    """The run's fields after the last of these observations."""
-    news: dict[str, Any] = {}
-    for observation in observations:
-        if isinstance(observation, Stage):
-            news["stage"] = observation.text[:100]
-        elif isinstance(observation, Progress):
-            news |= {"stage": "", "step": observation.step, "total_steps": observation.total_steps}
-            if observation.loss is not None:
-                news |= {
-                    "loss": _finite(observation.loss),
-                    "steps_per_second": _finite(observation.steps_per_second),
-                    "eta_seconds": _finite(observation.eta_seconds),
-                }
-    return news
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _checkpoint(observed: CheckpointSaved) -> dict[str, Any]:
-    return {
-        "step": observed.step,
-        "bytes": observed.bytes,
-        "sha256": observed.sha256,
-        "is_final": observed.is_final,
-    }
-
-
-def _sample(observed: SampleDrawn) -> dict[str, Any]:
-    return {
-        "step": observed.step,
-        "index": observed.index,
-        "prompt": observed.prompt,
-        "negative_prompt": observed.negative_prompt,
-        "seed": observed.seed,
     }

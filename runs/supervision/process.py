@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,12 @@ class Launch:
     stop: list[dict[str, Any]]
 
 
+class NotStarted(Exception):
+    """The runner ended before it had written who it is: it was killed, or another one holds the run's lock."""
+
+
 def start(folder: Path, launch: Launch) -> None:
-    """Start the runner of this attempt; it has written who it is when this returns. Raises RuntimeError otherwise.
+    """Start the runner of this attempt; it has written who it is when this returns. Raises NotStarted otherwise.
 
     Starting an attempt that was started before changes nothing.
     """
@@ -48,7 +53,7 @@ def start(folder: Path, launch: Launch) -> None:
             check=False,
         )
     if ended.returncode != 0 and not has_started(folder):
-        raise RuntimeError(f"The runner did not start (exit code {ended.returncode}). See {folder / 'runner.log'}.")
+        raise NotStarted(f"The runner did not start (exit code {ended.returncode}). See {folder / 'runner.log'}.")
 
 
 def has_started(folder: Path) -> bool:
@@ -75,11 +80,37 @@ def is_alive(folder: Path) -> bool:
         return False
 
 
-def request_stop(folder: Path) -> None:
-    """Ask the runner to walk through its stop plan. Asking again changes nothing."""
+def request_stop(folder: Path, *, now: bool = False) -> None:
+    """Ask the runner to walk through its stop plan, or `now` to skip to its end. Asking again changes nothing."""
     record = _record(folder)
     if record is not None and is_alive(folder):
-        os.kill(record["pid"], signal.SIGTERM)
+        os.kill(record["pid"], signal.SIGQUIT if now else signal.SIGTERM)
+
+
+def end_all(folder: Path) -> None:
+    """Kill this attempt's runner, and with it all that it started."""
+    record = _record(folder)
+    if record is not None and is_alive(folder):
+        os.kill(record["pid"], signal.SIGKILL)
+        while is_alive(folder):
+            time.sleep(0.01)
+    end_leftovers(folder)
+
+
+def attempts_running_here(outputs: Path) -> list[Path]:
+    """The attempt folders below `outputs` whose runners are alive on this machine."""
+    folders = [_attempt_of(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [folder for folder in folders if folder is not None and folder.is_relative_to(outputs)]
+
+
+def _attempt_of(process: Path) -> Path | None:
+    """The last argument of a runner; None for another process."""
+    try:
+        arguments = (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    is_runner = len(arguments) > 2 and arguments[-3].decode(errors="replace") == str(RUNNER)
+    return Path(arguments[-2].decode(errors="replace")) if is_runner else None
 
 
 def _record(folder: Path) -> dict[str, Any] | None:

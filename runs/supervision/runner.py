@@ -3,10 +3,12 @@
 It outlives the worker that started it. Standard library only, Linux only; imports nothing of ours.
   reads   launch.json   argv, env, cwd, log, lock, stop: [{signal, grace_seconds}, …]
   writes  runner.json   pid, start_ticks, boot_id (who I am), then trainer_pid
-          exit.json     code, stop_requested (by tmp + fsync + rename, as runner.json)
+          exit.json     code, stop_requested, signals (sent for the stop), oom_kills (by the kernel meanwhile),
+                        log_offset (where this attempt's output begins); by tmp + fsync + rename, as runner.json
 The trainer's stdout and stderr are appended to the log. SIGTERM to this process asks for a stop: the plan's signals go
-to the trainer's group one after another. At the end nothing that the trainer started is left. A second runner of the
-same run finds the lock taken and exits with 75; a trainer dies with its runner.
+to the trainer's group one after another; SIGQUIT skips to the last of them. At the end nothing that the trainer started
+is left. A second runner of the same run waits a moment for the lock, and exits with 75; a trainer dies with its runner.
+When the folder of a later attempt appears, this one was moved to another host: it ends itself at once.
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ from typing import Any
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 POLL_SECONDS = 0.1
+FENCE_SECONDS = 1.0
+LOCK_SECONDS = 15.0  # the runner of an attempt that was moved away may be about to end
+WRITE_SECONDS = 600.0  # the disk may be full
+RESERVED_BYTES = 4096
 CLEAR_AWAY_SECONDS = 30.0
 LOCKED = 75  # EX_TEMPFAIL
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -53,6 +59,37 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_exit(folder: Path, content: dict[str, Any]) -> None:
+    """As `write_json`, also on a full disk: the space was reserved at the start; where that does not help, patience."""
+    (folder / ".reserved").unlink(missing_ok=True)
+    deadline = time.monotonic() + WRITE_SECONDS
+    while True:
+        try:
+            return write_json(folder / "exit.json", content)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for memory since the boot, on this machine and in our control group."""
+    return sum(_counter(path) for path in (Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events")))
+
+
+def _counter(path: Path) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def is_fenced(folder: Path) -> bool:
+    """True once a later attempt of the run exists."""
+    return (folder.parent / str(int(folder.name) + 1)).exists()
 
 
 def reset_signals() -> None:
@@ -96,22 +133,35 @@ class StopPlan:
     def __init__(self, steps: list[dict[str, Any]]) -> None:
         self.steps = list(steps)
         self.requested = False
+        self.sent: list[str] = []
         self._next_at = 0.0
 
     def request(self, *_: object) -> None:
         self.requested = True
 
+    def request_now(self, *_: object) -> None:
+        """Skip to the last step."""
+        self.requested = True
+        del self.steps[:-1]
+        self._next_at = 0.0
+
     def advance(self, group: int) -> None:
         if self.requested and self.steps and time.monotonic() >= self._next_at:
             step = self.steps.pop(0)
+            self.sent.append(step["signal"])
             send(group, step["signal"])
             self._next_at = time.monotonic() + step["grace_seconds"]
 
 
-def wait(trainer: subprocess.Popen[bytes], stop: StopPlan) -> int:
+def wait(trainer: subprocess.Popen[bytes], stop: StopPlan, folder: Path) -> int:
     """Until the trainer ends. Its orphans come to us (subreaper); they are reaped on the way."""
+    look_at = 0.0
     while trainer.poll() is None:
         stop.advance(trainer.pid)
+        if time.monotonic() >= look_at:
+            look_at = time.monotonic() + FENCE_SECONDS
+            if is_fenced(folder):
+                send(trainer.pid, "SIGKILL")
         time.sleep(POLL_SECONDS)
     return trainer.returncode
 
@@ -135,6 +185,20 @@ def clear_away(group: int) -> None:
         time.sleep(0.02)
 
 
+def take(lock: int) -> bool:
+    """Wait a moment for the lock of the run."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+        else:
+            return True
+
+
 def main(folder: Path) -> int:
     """Returns as soon as the attempt is under way (0) or refused (LOCKED); the child that trains goes on alone.
 
@@ -142,9 +206,7 @@ def main(folder: Path) -> int:
     """
     launch = json.loads((folder / "launch.json").read_text())
     lock = os.open(launch["lock"], os.O_WRONLY | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not take(lock):
         return LOCKED
     if (folder / "runner.json").exists():
         return LOCKED  # this attempt was launched before: an attempt runs once
@@ -163,15 +225,26 @@ def run_attempt(folder: Path, launch: dict[str, Any], tell_ready: int) -> None:
     LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     stop = StopPlan(launch["stop"])
     signal.signal(signal.SIGTERM, stop.request)
+    signal.signal(signal.SIGQUIT, stop.request_now)
     me = {"pid": os.getpid(), "start_ticks": start_ticks(os.getpid()), "boot_id": boot_id()}
     write_json(folder / "runner.json", me)
     os.write(tell_ready, b"1")
     os.close(tell_ready)
+    (folder / ".reserved").write_bytes(b"\0" * RESERVED_BYTES)
+    killed_before = oom_kills()
+    log_offset = log_size(Path(launch["log"]))
     code = train(folder, launch, me, stop)
-    write_json(folder / "exit.json", {"code": code, "stop_requested": stop.requested, "ended_at": time.time()})
+    facts = {"code": code, "stop_requested": stop.requested, "signals": stop.sent}
+    facts |= {"oom_kills": oom_kills() - killed_before, "log_offset": log_offset, "ended_at": time.time()}
+    write_exit(folder, facts)
+
+
+def log_size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def train(folder: Path, launch: dict[str, Any], me: dict[str, Any], stop: StopPlan) -> int:
+    """Returns the trainer's exit code, negative for a signal; 127 when there is no such program."""
     with Path(launch["log"]).open("ab", buffering=0) as log:
         try:
             trainer = subprocess.Popen(
@@ -188,7 +261,7 @@ def train(folder: Path, launch: dict[str, Any], me: dict[str, Any], stop: StopPl
             log.write(f"The trainer could not be started: {error}\n".encode())
             return 127
     write_json(folder / "runner.json", me | {"trainer_pid": trainer.pid})
-    code = wait(trainer, stop)
+    code = wait(trainer, stop, folder)
     clear_away(trainer.pid)
     return code
 

@@ -9,7 +9,7 @@ from lorapilot.errors import UserError
 from runs.enums import DeviceKind, Profile
 from runs.profiles import fill
 from runs.spec import OPTIMIZERS, SCHEDULES, RunSpec
-from runs.stacks.base import CheckpointRemoved, Noted, Progress, TrainingJob, TrainingPicture, Validated
+from runs.stacks.base import CheckpointRemoved, Noted, Started, TrainingJob, TrainingPicture, Validated
 from runs.stacks.builtin import BuiltinStack
 
 
@@ -90,7 +90,7 @@ def test_parse_tells_validation_removed_files_and_how_exactly_it_goes_on():
     )
     observations, consumed = BuiltinStack().parse(lines)
     assert observations == [
-        Progress(4, 9, 1.0),
+        Started(4, 9),
         Noted("Goes on after step 4: exact, bit for bit."),
         Validated(5, 0.25),
         CheckpointRemoved("cat-000001.safetensors"),

@@ -9,7 +9,7 @@ import pytest
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from runs import services
+from runs import endings, services
 from runs.dispatch import claim, dispatch
 from runs.enums import EDGES, Status
 from runs.models import Attempt, Run
@@ -60,10 +60,7 @@ def test_run_trains_to_its_end(run, handed_out):
 
 
 NO_WORD = "The trainer ended with exit code {} and no word of why. The end of the log may tell."
-KILLED = (
-    "The system killed the trainer, most likely because memory ran out. "
-    "Use a smaller batch or resolution, or end other programs, then resume."
-)
+KILLED = "The trainer was killed 3 times without getting any further. Most likely memory ran out."
 
 
 @pytest.mark.parametrize(
@@ -75,7 +72,8 @@ KILLED = (
         ("is killed", "failed", KILLED, -9),
     ],
 )
-def test_run_that_fails_says_why(run, stand_in, handed_out, behaviour, status, reason, code):
+def test_run_that_fails_says_why(run, stand_in, handed_out, monkeypatch, behaviour, status, reason, code):
+    monkeypatch.setattr(endings, "PAUSES", (0,) * 5)
     stand_in.behaviour = behaviour
     play_worker(handed_out)
     run.refresh_from_db()

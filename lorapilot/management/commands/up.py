@@ -11,7 +11,7 @@ from django.conf import settings
 from django.core.management import BaseCommand, CommandError, call_command
 from django.db import connections
 
-from lorapilot.children import Family, adopt_orphans
+from lorapilot.children import Child, Family, adopt_orphans
 from lorapilot.listening import address_of, listen
 from lorapilot.management import platform
 from lorapilot.models import User
@@ -35,13 +35,16 @@ class Command(BaseCommand):
         listening = _listen(options["host"], options["port"])
         adopt_orphans()
         password = _prepare()
-        housekeeper, clusters = (None, []) if is_web_only else platform.start_training_side()
+        clusters: list[Child] = []
+        if is_web_only:
+            housekeeper = platform.keep_house(is_host=False)
+        else:
+            housekeeper, clusters = platform.start_training_side()
         self._greet(listening, password)
         connections.close_all()
         family = [platform.web(listening), *clusters]
         Family(family, say=platform.say, grace_seconds=platform.GRACE_SECONDS).run()
-        if housekeeper:
-            housekeeper.end()
+        housekeeper.end()
         for lock in locks:
             lock.close()
         platform.say("Stopped.")

@@ -1,0 +1,111 @@
+"""What becomes of a run when one of its attempts has ended: it ends, goes back to the queue, or tries with less memory.
+
+The rule: who was asked to stop stops; who was interrupted through no fault of its own goes on from its newest state,
+after a growing pause and not for ever; who failed by itself has failed.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from django.utils import timezone
+
+from runs import memory_ladder, services
+from runs.enums import Ending, Status, StopIntent
+from runs.models import Attempt, Run
+from runs.stacks.base import FORCED, Cause, Outcome
+
+# Before the next attempt, by how many were interrupted in a row without getting any further.
+PAUSES = (0, 10, 30, 60, 300)
+KILLS_THAT_MEAN_MEMORY = 3  # in a row, although the kernel does not count them as its own
+ENDINGS = {
+    Cause.KILLED: Ending.INTERRUPTED,
+    Cause.OUT_OF_MEMORY: Ending.OUT_OF_MEMORY,
+    Cause.DISK_FULL: Ending.DISK_FULL,
+}
+
+
+def ending_of(run: Run, outcome: Outcome) -> Ending:
+    """How to call the end of an attempt that ended in `outcome`."""
+    if run.status != Status.STOPPING and outcome.status == Status.STOPPED:
+        return Ending.INTERRUPTED  # somebody else than us asked it to stop: a shutdown of the machine
+    return ENDINGS.get(outcome.cause, Ending(outcome.status))
+
+
+def conclude(run: Run, attempt: Attempt, outcome: Outcome, *, code: int | None) -> None:
+    """Move `run` on after `attempt`, whose row has its `ending`. Called in the transaction that closes the attempt."""
+    if outcome.status == Status.SUCCEEDED:
+        services.end(run, Status.SUCCEEDED, code=code)
+    elif run.status == Status.STOPPING:
+        _stopped(run, outcome, code)
+    elif attempt.ending == Ending.INTERRUPTED:
+        _interrupted(run, attempt, code)
+    elif attempt.ending == Ending.OUT_OF_MEMORY:
+        _out_of_memory(run, outcome.reason, code)
+    elif attempt.ending == Ending.DISK_FULL:
+        _back_to_queue(run, f"The disk is full. {services.where_it_goes_on(run)} It waits until there is space.")
+    else:
+        services.end(run, outcome.status, reason=outcome.reason, code=code)
+
+
+def _stopped(run: Run, outcome: Outcome, code: int | None) -> None:
+    """It was asked to stop. However it ended, it does not go on by itself unless it was only to move."""
+    if outcome.cause == Cause.OWN and outcome.status != Status.STOPPED:
+        services.end(run, outcome.status, reason=outcome.reason, code=code)
+        return
+    how = outcome.reason if outcome.cause == Cause.OWN else f"It ended before it had saved. {outcome.reason}"
+    if run.stop_intent == StopIntent.PAUSE:
+        _back_to_queue(run, f"Paused. {services.where_it_goes_on(run)}", is_held=True)
+    elif run.stop_intent == StopIntent.MOVE:
+        _back_to_queue(run, f"Saved and back in the queue. {services.where_it_goes_on(run)}")
+    else:
+        services.end(run, Status.STOPPED, reason=how, code=code)
+
+
+def _interrupted(run: Run, attempt: Attempt, code: int | None) -> None:
+    before = interruptions_in_a_row(run, attempt)
+    if before >= KILLS_THAT_MEAN_MEMORY - 1 and code in FORCED:
+        reason = f"The trainer was killed {before + 1} times without getting any further. Most likely memory ran out."
+        _out_of_memory(run, reason, code)
+    elif before >= len(PAUSES):
+        reason = f"It was interrupted {before + 1} times without getting any further. Find out by what, then resume."
+        services.end(run, Status.ERRORED, reason=reason, code=code)
+    else:
+        message = f"Its process was killed from outside, or the machine restarted. {services.where_it_goes_on(run)}"
+        _back_to_queue(run, message, pause_seconds=PAUSES[before])
+
+
+def interruptions_in_a_row(run: Run, attempt: Attempt) -> int:
+    """How many attempts before this one were interrupted and started where this one did, if it saved nothing new."""
+    if services.newest_state_step(run) > attempt.start_step:
+        return 0
+    count = 0
+    for earlier in run.attempts.filter(number__lt=attempt.number).order_by("-number"):
+        if earlier.ending != Ending.INTERRUPTED or earlier.start_step != attempt.start_step:
+            break
+        count += 1
+    return count
+
+
+def _out_of_memory(run: Run, reason: str, code: int | None) -> None:
+    """The next rung of the ladder, with the user's leave; else the end."""
+    spec = memory_ladder.effective(run.spec, run.adaptations)
+    rung = memory_ladder.next_rung(spec, services.device_of(run)) if spec.less_memory_when_out else None
+    if rung is None:
+        services.end(run, Status.FAILED, reason=reason, code=code)
+        return
+    message = f"Memory ran out. {rung.sentence} {services.where_it_goes_on(run)}"
+    _back_to_queue(run, message, adaptations=run.adaptations | rung.changes)
+
+
+def _back_to_queue(run: Run, message: str, *, is_held: bool = False, pause_seconds: int = 0, **values: object) -> None:
+    now = timezone.now()
+    services.requeue(
+        run,
+        old=Status(run.status),
+        actor=None,
+        message=message,
+        held_at=now if is_held else None,
+        not_before=now + timedelta(seconds=pause_seconds) if pause_seconds else None,
+        **values,
+    )

@@ -1,0 +1,145 @@
+"""What a submission would train: a profile and the user's own values in, a checked RunSpec with its figures out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorapilot.errors import UserError
+from models_registry.models import BaseModel
+from runs import disk, profiles
+from runs.enums import DeviceKind, Profile
+from runs.models import Slot
+from runs.selectors import best_device
+from runs.spec import OPTIONS, RunSpec
+from runs.stacks import get_stack
+
+DEFAULT_PROMPTS = 4
+MOST_VARIATIONS = 50
+SHORT = {"profile": "", "rank": "r", "learning_rate": "lr", "seed": "s"}  # in names of variations
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a submission would train: shown before the start, then stored with the run."""
+
+    spec: RunSpec
+    images: int
+    updates_per_epoch: int
+    device: DeviceKind
+    needed_bytes: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def epochs(self) -> float:
+        return self.spec.steps / self.updates_per_epoch
+
+
+def plan_run(
+    *,
+    pictures: list[dict[str, Any]],
+    base_model: BaseModel,
+    profile: str,
+    values: dict[str, Any],
+    stack: str = "builtin",
+) -> Plan:
+    """The RunSpec that a profile (or none) and the user's own `values` make. Raises UserError for what cannot be."""
+    trainer = get_stack(stack)
+    if missing := trainer.check():
+        raise UserError(missing, field="stack")
+    if base_model.architecture not in trainer.architectures:
+        raise UserError(
+            f"{trainer.name} cannot train {base_model.name}: it is {base_model.get_architecture_display()}. "
+            f"Choose a model that is {' or '.join(sorted(trainer.architectures))}.",
+            field="base_model",
+        )
+    if base_model.layout not in trainer.layouts:
+        raise UserError(
+            f"{trainer.name} cannot train {base_model.name}: it reads diffusers folders, not single files. "
+            "Choose a model that is a folder.",
+            field="base_model",
+        )
+    if not pictures:
+        raise UserError("This dataset has no pictures yet: add some first.", field="dataset")
+    device = best_device()
+    filled = _fill(profile, images=len(pictures), base_model=base_model, device=device)
+    prompts = {"sample_prompts": values.get("sample_prompts") or default_prompts(pictures)}
+    spec = RunSpec.from_values(filled.values | values | prompts)
+    trainer.check_spec(spec)
+    _check_gpus(spec)
+    repeated = sum(int(picture["repeats"]) for picture in pictures) * spec.repeats
+    return Plan(
+        spec=spec,
+        images=len(pictures),
+        updates_per_epoch=profiles.updates_per_epoch(
+            repeated,
+            repeats=1,
+            batch_size=spec.batch_size,
+            gradient_accumulation_steps=spec.gradient_accumulation_steps,
+        ),
+        device=device,
+        needed_bytes=disk.needed_bytes(spec, base_model, images=len(pictures)),
+        notes=filled.notes,
+    )
+
+
+def _fill(profile: str, *, images: int, base_model: BaseModel, device: DeviceKind) -> profiles.Filled:
+    if not profile:
+        precision = "fp32" if device == DeviceKind.CPU else "bf16"
+        return profiles.Filled({"resolution": base_model.resolution, "precision": precision})
+    if profile not in Profile.values:
+        raise UserError(
+            f"There is no profile {profile!r}. Choose one of: {', '.join(Profile.values)}, or none.", field="profile"
+        )
+    return profiles.fill(
+        Profile(profile), images=images, resolution=base_model.resolution, device=device, model_name=base_model.name
+    )
+
+
+def _check_gpus(spec: RunSpec) -> None:
+    sizes = {len(slot.devices.all()) for slot in Slot.objects.filter(is_enabled=True).prefetch_related("devices")}
+    if spec.gpus > 1 and spec.gpus not in sizes:
+        raise UserError(
+            f"No slot has {spec.gpus} GPUs. Staff join GPUs with LORAPILOT_SLOTS, such as 0+1.", field="gpus"
+        )
+
+
+def default_prompts(pictures: list[dict[str, Any]]) -> list[str]:
+    """The first different captions: what a person would try first."""
+    captions = dict.fromkeys(picture["caption"].strip() for picture in pictures)
+    return [caption for caption in captions if caption][:DEFAULT_PROMPTS]
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """One of several runs that are submitted at once: what is its own."""
+
+    suffix: str  # for its name
+    profile: str
+    values: dict[str, Any]
+
+
+def variations(profile: str, values: dict[str, Any], varied: Mapping[str, Sequence[Any]]) -> list[Variation]:
+    """Every combination of the values in `varied`: `profile`, or settings by name. At most MOST_VARIATIONS."""
+    axes = {name: list(dict.fromkeys(given)) for name, given in varied.items() if len(given)}
+    for name in axes:
+        if name != "profile" and name not in OPTIONS:
+            raise UserError(f"There is no setting {name!r} to vary.", field=name)
+    combinations = list(itertools.islice(itertools.product(*axes.values()), MOST_VARIATIONS + 1))
+    if len(combinations) > MOST_VARIATIONS:
+        raise UserError(f"That makes more than {MOST_VARIATIONS} runs. Vary less at a time.", field="variations")
+    return [_variation(profile, values, dict(zip(axes, chosen, strict=True))) for chosen in combinations]
+
+
+def _variation(profile: str, values: dict[str, Any], chosen: dict[str, Any]) -> Variation:
+    suffix = "".join(f"-{SHORT.get(name, name)}{_in_a_name(value)}" for name, value in chosen.items())
+    own = {name: value for name, value in chosen.items() if name != "profile"}
+    return Variation(suffix, str(chosen.get("profile", profile)), values | own)
+
+
+def _in_a_name(value: Any) -> str:
+    """`value` in letters, digits, dots and dashes."""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return "".join(character if character.isalnum() or character in ".-" else "-" for character in text)

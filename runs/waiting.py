@@ -1,0 +1,162 @@
+"""The order in which waiting runs start, what they wait for, and when they will probably start.
+
+The rule, as the pages tell it: higher priority first; among equals people take turns, so that everybody's first run
+comes before anybody's second (a run that trains counts as the first); each person's own runs in the order that they
+gave them.
+Plain data in, plain data out: dispatch and the pages ask the same functions, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.db.models import Count, F
+from django.utils import timezone
+
+from runs import disk
+from runs.enums import ACTIVE, DeviceKind, Status
+from runs.models import Run, Slot
+
+TURN_RULE = (
+    "Higher priority first. Among equals people take turns: everybody's first run comes before anybody's second. "
+    "Your own runs start in your order."
+)
+LONGEST_PAUSE = timedelta(minutes=10)  # `not_before` further ahead means that the clock was set back
+SPEEDS_OF = 5  # ended runs
+
+
+def in_order(waiting: Iterable[Run], training: Mapping[int, int]) -> list[Run]:
+    """`waiting` as they start. `training`: how many runs each owner (by id) has on slots now."""
+    turns: Counter[int] = Counter(training)
+    ordered: list[tuple[tuple[int, int, int, int], Run]] = []
+    for run in sorted(waiting, key=lambda run: (-run.priority, run.place, run.pk)):
+        turns[run.owner_id] += 1
+        ordered.append(((-run.priority, turns[run.owner_id], run.place, run.pk), run))
+    return [run for _, run in sorted(ordered, key=lambda pair: pair[0])]
+
+
+def queue_in_order() -> list[Run]:
+    """All runs that wait and are not held, as they start."""
+    waiting = Run.objects.filter(status=Status.QUEUED, held_at__isnull=True).select_related("base_model")
+    training = Run.objects.filter(status__in=ACTIVE).values("owner").annotate(count=Count("pk"))
+    return in_order(waiting, {row["owner"]: row["count"] for row in training})
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A slot as a run sees it."""
+
+    slot: Slot
+    kind: DeviceKind
+    devices: int
+
+    def suits(self, run: Run) -> bool:
+        """A run for a GPU does not start on a CPU; one for several GPUs waits for a slot with so many."""
+        is_right_kind = run.device == DeviceKind.CPU or self.kind == DeviceKind.CUDA
+        return is_right_kind and self.devices == run.spec.get("gpus", 1)
+
+
+def places(slots: Iterable[Slot]) -> list[Place]:
+    """`slots` with their devices; a slot without one is no place."""
+    found = []
+    for slot in slots:
+        devices = list(slot.devices.all())
+        if devices:
+            found.append(Place(slot, DeviceKind(devices[0].kind), len(devices)))
+    return found
+
+
+def is_paused(run: Run, now: datetime) -> bool:
+    """It waits a while after an interruption."""
+    return run.not_before is not None and now < run.not_before < now + LONGEST_PAUSE
+
+
+def open_slots() -> list[Place]:
+    """Every place that takes runs, now or after the run that it has."""
+    takes_runs = Slot.objects.filter(
+        is_enabled=True,
+        host__draining_at=None,
+        host__lost_at=None,
+        host__dead_at=None,
+        host__heartbeat_at__isnull=False,
+    )
+    return places(takes_runs.select_related("host").prefetch_related("devices").order_by("pk"))
+
+
+def reason_to_wait(run: Run, *, open_places: Iterable[Place] | None = None) -> str:
+    """Why a queued run does not start although it is not held; empty when it only waits for its turn."""
+    taking = open_slots() if open_places is None else list(open_places)
+    if is_paused(run, timezone.now()):
+        return "It waits a moment after an interruption, then goes on by itself."
+    if not taking:
+        return "No host takes runs at the moment: start `manage.py worker` on one, or end a maintenance."
+    if not any(place.suits(run) for place in taking):
+        gpus = run.spec.get("gpus", 1)
+        wanted = f"a slot with {gpus} GPUs" if gpus > 1 else "a slot with one device of its kind"
+        return f"It needs {wanted}, and no host that takes runs has one."
+    return disk.lack_of_space(run)
+
+
+def forecast(now: datetime | None = None) -> dict[int, datetime]:
+    """When each waiting run will probably start: by the time left of active runs, and by how long runs like it took.
+
+    Runs that start after one whose length nobody can tell are left out.
+    """
+    moment = now or timezone.now()
+    active = list(Run.objects.filter(status__in=ACTIVE).select_related("base_model"))
+    busy = {run.slot_id: seconds_left(run) for run in active}
+    taking = open_slots()
+    free: dict[int, float | None] = {place.slot.pk: busy.get(place.slot.pk, 0.0) for place in taking}
+    speeds = _Speeds()
+    starts: dict[int, datetime] = {}
+    for run in queue_in_order():
+        known = [
+            (seconds, place.slot.pk)
+            for place in taking
+            if place.suits(run) and (seconds := free[place.slot.pk]) is not None
+        ]
+        if not known or disk.lack_of_space(run):
+            continue
+        at, slot_id = min(known)
+        starts[run.pk] = moment + timedelta(seconds=at)
+        lasts = speeds.seconds_for(run)
+        free[slot_id] = None if lasts is None else at + lasts
+    return starts
+
+
+def seconds_left(run: Run) -> float | None:
+    """Of an active run; None while it has not told."""
+    if run.eta_seconds is not None:
+        return run.eta_seconds
+    return _Speeds().seconds_for(run)
+
+
+class _Speeds:
+    """How long runs take, from what runs of the same trainer, model and size of step took. One query for each kind."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], float | None] = {}
+
+    def seconds_for(self, run: Run) -> float | None:
+        if run.steps_per_second:
+            return (run.total_steps - run.step) / run.steps_per_second
+        speed = self._speed(run)
+        return (run.total_steps - run.step) / speed if speed else None
+
+    def _speed(self, run: Run) -> float | None:
+        kind = self._kind(run)
+        if kind not in self._known:
+            alike = Run.objects.filter(
+                status=Status.SUCCEEDED, stack=run.stack, base_model=run.base_model_id, steps_per_second__gt=0
+            ).order_by(F("finished_at").desc())[:100]
+            speeds = [other.steps_per_second or 0.0 for other in alike if self._kind(other) == kind]
+            self._known[kind] = statistics.median(speeds[:SPEEDS_OF]) if speeds else None
+        return self._known[kind]
+
+    def _kind(self, run: Run) -> tuple[object, ...]:
+        size = (run.spec.get(name) for name in ("resolution", "batch_size", "gradient_accumulation_steps", "gpus"))
+        return run.stack, run.base_model_id, run.device, *size
