@@ -18,6 +18,7 @@ from runs.supervision import runner
 RUNNER = Path(runner.__file__)
 LAUNCH, RUNNER_RECORD, EXIT = "launch.json", "runner.json", "exit.json"
 START_SECONDS = 30.0
+GONE_SECONDS = 5.0  # a killed process takes a moment to go; one that hangs in the kernel stays
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,10 @@ def _is_zombie(pid: int) -> bool:
 
 
 def end_leftovers(folder: Path) -> None:
-    """Kill what is left of this attempt's session after its runner died. Another session with the same id is spared."""
+    """Kill what is left of this attempt's session after its runner died, and wait until it is gone.
+
+    Another session with the same id is spared.
+    """
     record = _record(folder)
     if record is None or record["boot_id"] != runner.boot_id() or is_alive(folder):
         return
@@ -136,9 +140,12 @@ def end_leftovers(folder: Path) -> None:
             return  # the pid, and with it the session's id, belongs to somebody else now
     except (FileNotFoundError, ProcessLookupError):
         pass
-    for pid in _session_members(record["pid"]):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + GONE_SECONDS
+    while (left := _session_members(record["pid"])) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def _session_members(session: int) -> list[int]:
@@ -146,8 +153,8 @@ def _session_members(session: int) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if os.getsid(int(entry.name)) == session:
+                if os.getsid(int(entry.name)) == session and not _is_zombie(int(entry.name)):
                     members.append(int(entry.name))
-            except ProcessLookupError:
+            except (FileNotFoundError, ProcessLookupError):
                 continue
     return members

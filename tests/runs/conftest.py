@@ -39,6 +39,12 @@ STAND_IN = textwrap.dedent(
         sys.exit(1)
     if behaviour == "is killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour == "is terminated":
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    if behaviour == "ignores signals":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if behaviour == "says nothing":
         sys.exit(0)
     step = start
@@ -48,7 +54,13 @@ STAND_IN = textwrap.dedent(
         print(f"\\rstep {step}", end="", flush=True)
         if step == 2:
             save_state(step)
-        time.sleep(0.5 if behaviour == "slow" else 0.01)
+        if step >= 3 and behaviour == "runs out of memory":
+            tell("error", code="out_of_memory", message="The GPU ran out of memory.")
+            sys.exit(3)
+        if step >= 3 and behaviour == "fills the disk":
+            tell("error", code="disk_full", message="The disk is full.")
+            sys.exit(5)
+        time.sleep(0.3 if behaviour in ("slow", "ignores signals") else 0.01)
         if stopped:
             name = save(step, False)
             save_state(step)
@@ -64,17 +76,22 @@ class StandInStack(builtin.BuiltinStack):
     """The built-in stack's parser and outcome with another program."""
 
     behaviour = "finishes"
+    then = enough = None  # with the settings `enough`, behave so
+    grace_seconds = 1
 
     def compile(self, job):
+        values = job.spec.as_values()
+        is_enough = self.enough and all(values[name] == value for name, value in self.enough.items())
+        behaviour = self.then if is_enough else self.behaviour
         program = job.attempt_folder / "trainer.py"
         events = str(self.events_file(job.attempt_folder))
         start = "2" if job.resume_state else "0"
         return base.LaunchPlan(
             files={program: STAND_IN, job.attempt_folder / "job.json": json.dumps(list(job.pictures and ["pictures"]))},
-            argv=[sys.executable, str(program), str(job.folder), events, str(job.spec.steps), self.behaviour, start],
+            argv=[sys.executable, str(program), str(job.folder), events, str(job.spec.steps), behaviour, start],
             env={"PATH": ""},
             cwd=job.folder,
-            stop=[base.StopStep("SIGINT", 5), base.StopStep("SIGKILL", 1)],
+            stop=[base.StopStep("SIGINT", self.grace_seconds), base.StopStep("SIGKILL", 1)],
         )
 
 
