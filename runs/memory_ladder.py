@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from runs.enums import DeviceKind
@@ -61,7 +62,7 @@ def _smaller_batch(spec: RunSpec, _: DeviceKind) -> Rung | None:
 
 
 def _eight_bit(spec: RunSpec, device: DeviceKind) -> Rung | None:
-    if device != DeviceKind.CUDA or spec.optimizer not in EIGHT_BIT:
+    if device != DeviceKind.CUDA or spec.optimizer not in EIGHT_BIT or not find_spec("bitsandbytes"):
         return None
     optimizer = EIGHT_BIT[spec.optimizer]
     return Rung(

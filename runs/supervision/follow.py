@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 SLICE_SECONDS = 6.0  # also the longest that a worker's clean stop waits
 POLL_SECONDS = 0.25
+ROW_SECONDS = 1.0
 BEAT_SECONDS = 2.0
 LEASE_EXPIRES_AFTER = timedelta(seconds=10)
 READ_BYTES = 1 << 20
@@ -97,8 +98,7 @@ class _Slice:
         self.lease = lease
         self.folder = self.run.attempt_folder(attempt.number)
         self.stack: Stack = get_stack(self.run.stack)
-        self.beaten_at = 0.0
-        self.guarded_at = 0.0
+        self.beaten_at = self.read_at = self.guarded_at = 0.0
         self.stop_sent = self.kill_sent = False
 
     def work(self) -> bool:
@@ -118,14 +118,17 @@ class _Slice:
         return False
 
     def _beat(self) -> None:
-        """Keep the lease; and read the run again."""
-        if time.monotonic() - self.beaten_at >= BEAT_SECONDS:
-            self.beaten_at = time.monotonic()
+        """Keep the lease; and read again what the run's row asks for."""
+        now = time.monotonic()
+        if now - self.beaten_at >= BEAT_SECONDS:
+            self.beaten_at = now
             if not Attempt.objects.filter(pk=self.attempt.pk, lease=self.lease).update(lease_at=Now()):
                 raise LeaseLost
-        self.run.refresh_from_db()
-        if self.run.attempt != self.attempt.number:
-            raise LeaseLost
+        if now - self.read_at >= ROW_SECONDS:
+            self.read_at = now
+            self.run.refresh_from_db(fields=["status", "attempt", "kill_requested_at"])
+            if self.run.attempt != self.attempt.number:
+                raise LeaseLost
 
     # --- launch -------------------------------------------------------------------------------------------------------
 

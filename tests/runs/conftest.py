@@ -60,7 +60,7 @@ STAND_IN = textwrap.dedent(
         if step >= 3 and behaviour == "fills the disk":
             tell("error", code="disk_full", message="The disk is full.")
             sys.exit(5)
-        time.sleep(0.3 if behaviour in ("slow", "ignores signals") else 0.01)
+        time.sleep({"slow": 0.15, "slower": 0.5, "ignores signals": 0.3}.get(behaviour, 0.01))
         if stopped:
             name = save(step, False)
             save_state(step)

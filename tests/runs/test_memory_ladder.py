@@ -2,9 +2,15 @@
 
 import pytest
 
+from runs import memory_ladder
 from runs.enums import DeviceKind
 from runs.memory_ladder import effective, next_rung
 from runs.spec import RunSpec
+
+
+@pytest.fixture(autouse=True)
+def with_bitsandbytes(monkeypatch):
+    monkeypatch.setattr(memory_ladder, "find_spec", lambda name: name == "bitsandbytes")
 
 
 def climb(device=DeviceKind.CUDA, **values):
@@ -49,6 +55,11 @@ def test_resolution_is_lowered_only_with_leave():
     assert climb(DeviceKind.CPU, gradient_checkpointing=True) == []
     found = climb(DeviceKind.CPU, gradient_checkpointing=True, lower_resolution_when_out=True)
     assert found == [{"resolution": side} for side in (768, 576, 384, 256)]
+
+
+def test_8_bit_needs_its_package(monkeypatch):
+    monkeypatch.setattr(memory_ladder, "find_spec", lambda name: None)
+    assert climb(gradient_checkpointing=True) == []
 
 
 def test_an_optimizer_without_an_8_bit_form_keeps_its_own():

@@ -82,7 +82,7 @@ def test_run_that_fails_says_why(run, stand_in, handed_out, monkeypatch, behavio
 
 def test_stop_saves_first_and_resume_goes_on(run, alice, stand_in, handed_out, monkeypatch):
     monkeypatch.setattr(follow, "SLICE_SECONDS", 1.0)
-    stand_in.behaviour = "slow"
+    stand_in.behaviour = "slower"
     supervise_slice(handed_out.pop().pk)
     services.stop_run(run, actor=alice)
     services.stop_run(run, actor=alice)  # asking again changes nothing
@@ -109,7 +109,7 @@ def test_stop_of_a_waiting_run_is_at_once(run, alice, handed_out):
 
 def test_killed_runner_takes_its_trainer_along_and_the_run_starts_again(run, stand_in, handed_out, monkeypatch):
     monkeypatch.setattr(follow, "SLICE_SECONDS", 0.6)
-    stand_in.behaviour = "slow"
+    stand_in.behaviour = "slower"
     supervise_slice(handed_out.pop().pk)
     record = process._record(run.attempt_folder(1))
     os.kill(record["pid"], signal.SIGKILL)
