@@ -1,9 +1,13 @@
-"""Runs over HTTP: submit, watch, stop, download. The same services as the pages."""
+"""Runs and hosts over HTTP: submit, watch, stop, download; maintenance. The same services as the pages."""
 
 from __future__ import annotations
 
-from django.db.models import QuerySet
+from http import HTTPStatus
+from typing import Any
+
+from django.db.models import Exists, OuterRef, Prefetch, QuerySet
 from django.http import HttpResponse, HttpResponseBase
+from django.shortcuts import get_object_or_404
 from django_filters import rest_framework as filters
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -13,28 +17,42 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from lorapilot.access import get_editable, get_visible, signed_in
-from lorapilot.errors import UserError
+from lorapilot.errors import NotAllowed, UserError
+from lorapilot.models import User
 from lorapilot.services import record
-from runs import logfile, selectors, services
-from runs.enums import Profile, Status
+from runs import fleet, logfile, selectors, services, waiting
+from runs.enums import ACTIVE, Priority, Profile, Status
 from runs.files import send_checkpoint, send_sample
-from runs.models import Run
+from runs.models import Host, Run
 from runs.serializers import (
+    AttemptSerializer,
+    BatchSerializer,
     CheckpointSerializer,
+    DrainSerializer,
+    HostSerializer,
     MetricsSerializer,
+    MoveSerializer,
+    PrioritySerializer,
+    Queue,
+    QueueSerializer,
+    ResumeSerializer,
     RetrySerializer,
     RunEventSerializer,
     RunSerializer,
     SampleSerializer,
     SubmitSerializer,
 )
+from runs.stacks import STACKS
 
 LOG_BYTES = 1 << 20
+STAFF_ONLY = "Only staff can change hosts and their slots. Ask whoever runs this installation."
 
 
 class RunFilter(filters.FilterSet):
     status = filters.MultipleChoiceFilter(choices=Status.choices)
     profile = filters.ChoiceFilter(choices=Profile.choices)
+    priority = filters.ChoiceFilter(choices=Priority.choices)
+    stack = filters.ChoiceFilter(choices=[(name, name) for name in sorted(STACKS)])
     dataset = filters.NumberFilter(field_name="dataset_version__dataset")
     base_model = filters.NumberFilter(field_name="base_model")
     owner = filters.CharFilter(field_name="owner__username")
@@ -55,17 +73,35 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     def _editable(self) -> Run:
         return get_editable(Run, self.request.user, pk=self.kwargs["pk"])
 
-    def _answer(self, run: Run, status: int = 200) -> Response:
-        return Response(RunSerializer(run).data, status=status)
+    def _answer(self, run: Run, status: int = HTTPStatus.OK) -> Response:
+        """The run as it is now: a service may have let it start."""
+        return Response(self.get_serializer(get_object_or_404(self.get_queryset(), pk=run.pk)).data, status=status)
 
     @extend_schema(request=SubmitSerializer, responses={201: RunSerializer})
     def create(self, request: Request) -> Response:
         """Queue a run; it starts as soon as a slot is free."""
-        asked = SubmitSerializer(data=request.data, context={"request": request})
-        asked.is_valid(raise_exception=True)
-        given = dict(asked.validated_data)
+        given = _valid(SubmitSerializer(data=request.data, context={"request": request}))
         run = services.submit_run(signed_in(request), values=given.pop("settings"), **given)
-        return self._answer(run, status=201)
+        return self._answer(run, status=HTTPStatus.CREATED)
+
+    @extend_schema(request=BatchSerializer, responses={201: RunSerializer(many=True)}, filters=False)
+    @action(detail=False, methods=["post"], pagination_class=None)
+    def batch(self, request: Request) -> Response:
+        """Queue a run for every combination of the values in `varied`, on one dataset version: all of them or none."""
+        given = _valid(BatchSerializer(data=request.data, context={"request": request}))
+        made = services.submit_many(signed_in(request), values=given.pop("settings"), **given)
+        runs = self.get_queryset().filter(pk__in=[run.pk for run in made]).order_by("pk")
+        return Response(self.get_serializer(runs, many=True).data, status=HTTPStatus.CREATED)
+
+    @extend_schema(responses=QueueSerializer, filters=False)
+    @action(detail=False, pagination_class=None)
+    def queue(self, request: Request) -> Response:
+        """The waiting runs that you see, in the order in which they start; held ones are left out."""
+        queue = Queue()
+        yours = self.get_queryset().filter(status=Status.QUEUED, held_at=None).in_bulk()
+        runs = [yours[run.pk] for run in queue.order if run.pk in yours]
+        shown = {"rule": waiting.TURN_RULE, "length": len(queue.order), "runs": runs}
+        return Response(QueueSerializer(shown, context={"queue": queue}).data)
 
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, pk: str) -> Response:
@@ -83,18 +119,31 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
 
     @extend_schema(request=None, responses=RunSerializer)
     @action(detail=True, methods=["post"])
+    def pause(self, request: Request, pk: str) -> Response:
+        """Let the run save and go back to the queue, where it is held until it is released."""
+        return self._answer(services.pause_run(self._editable(), actor=signed_in(request)))
+
+    @extend_schema(request=None, responses=RunSerializer)
+    @action(detail=True, methods=["post"])
+    def kill(self, request: Request, pk: str) -> Response:
+        """End the run at once, without saving. It can be resumed from its last saved state."""
+        return self._answer(services.kill_run(self._editable(), actor=signed_in(request)))
+
+    @extend_schema(request=ResumeSerializer, responses=RunSerializer)
+    @action(detail=True, methods=["post"])
     def resume(self, request: Request, pk: str) -> Response:
         """Go on from the newest saved state, as a new attempt of the same run."""
-        return self._answer(services.resume_run(self._editable(), actor=signed_in(request)))
+        run = self._editable()
+        given = _valid(ResumeSerializer(data=request.data))
+        return self._answer(services.resume_run(run, actor=signed_in(request), **given))
 
     @extend_schema(request=RetrySerializer, responses={201: RunSerializer})
     @action(detail=True, methods=["post"])
     def retry(self, request: Request, pk: str) -> Response:
         """A new run with the same settings, base model and dataset version."""
-        asked = RetrySerializer(data=request.data)
-        asked.is_valid(raise_exception=True)
-        run = services.retry_run(self._visible(), actor=signed_in(request), **asked.validated_data)
-        return self._answer(run, status=201)
+        run = self._visible()
+        given = _valid(RetrySerializer(data=request.data))
+        return self._answer(services.retry_run(run, actor=signed_in(request), **given), status=HTTPStatus.CREATED)
 
     @extend_schema(request=None, responses=RunSerializer)
     @action(detail=True, methods=["post"])
@@ -107,6 +156,22 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     def release(self, request: Request, pk: str) -> Response:
         """Let a held run start."""
         return self._answer(services.release_run(self._editable(), actor=signed_in(request)))
+
+    @extend_schema(request=PrioritySerializer, responses=RunSerializer)
+    @action(detail=True, methods=["post"])
+    def priority(self, request: Request, pk: str) -> Response:
+        """Put a waiting run before or after the runs of others."""
+        run = self._editable()
+        given = _valid(PrioritySerializer(data=request.data))
+        return self._answer(services.set_priority(run, actor=signed_in(request), **given))
+
+    @extend_schema(request=MoveSerializer, responses=RunSerializer)
+    @action(detail=True, methods=["post"])
+    def move(self, request: Request, pk: str) -> Response:
+        """Move a waiting run among its owner's own of the same priority."""
+        run = self._editable()
+        given = _valid(MoveSerializer(data=request.data))
+        return self._answer(services.reorder_run(run, actor=signed_in(request), **given))
 
     @extend_schema(
         parameters=[OpenApiParameter("offset", OpenApiTypes.INT, description="Bytes to skip.")],
@@ -159,6 +224,88 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     def events(self, request: Request, pk: str) -> Response:
         """Every change of status, and warnings."""
         return Response(RunEventSerializer(self._visible().events.select_related("actor"), many=True).data)
+
+    @extend_schema(responses=AttemptSerializer(many=True), filters=False)
+    @action(detail=True, pagination_class=None)
+    def attempts(self, request: Request, pk: str) -> Response:
+        """Every launch of the trainer: where, from which step, and how it ended."""
+        return Response(AttemptSerializer(self._visible().attempts.select_related("slot__host"), many=True).data)
+
+
+class HostViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[Host]):
+    """Machines that train, with their slots and devices. Everybody who is signed in reads, staff act."""
+
+    serializer_class = HostSerializer
+    queryset = Host.objects.none()  # for the schema
+    filter_backends = ()
+    lookup_field = "name"
+    lookup_value_regex = r"[^/\x00]+"  # names of machines have dots
+
+    def get_queryset(self) -> QuerySet[Host]:
+        return _hosts(signed_in(self.request))
+
+    def _for_staff(self) -> Host:
+        host = get_object_or_404(Host, name=self.kwargs["name"])
+        if not signed_in(self.request).is_staff:
+            raise NotAllowed(STAFF_ONLY)
+        return host
+
+    def _answer(self, host: Host, done: str, subject: object) -> Response:
+        record(signed_in(self.request), done, subject, self.request)
+        return Response(self.get_serializer(get_object_or_404(self.get_queryset(), pk=host.pk)).data)
+
+    @extend_schema(request=DrainSerializer, responses=HostSerializer)
+    @action(detail=True, methods=["post"])
+    def drain(self, request: Request, name: str) -> Response:
+        """Begin a maintenance: the host takes no more runs. Staff only."""
+        host = self._for_staff()
+        given = _valid(DrainSerializer(data=request.data))
+        fleet.drain_host(host, actor=signed_in(request), **given)
+        return self._answer(host, "host drained, runs moved" if given["move_runs"] else "host drained", host)
+
+    @extend_schema(request=None, responses=HostSerializer)
+    @action(detail=True, methods=["post"])
+    def undrain(self, request: Request, name: str) -> Response:
+        """End the maintenance: the host takes runs again. Staff only."""
+        host = fleet.undrain_host(self._for_staff())
+        return self._answer(host, "host undrained", host)
+
+    @extend_schema(request=None, responses=HostSerializer)
+    @action(detail=True, methods=["post"], url_path="declare-dead")
+    def declare_dead(self, request: Request, name: str) -> Response:
+        """The host does not come back: its runs go on elsewhere. Refused (409) while it is heard of. Staff only."""
+        host = self._for_staff()
+        fleet.declare_dead(host, actor=signed_in(request))
+        return self._answer(host, "host declared dead", host)
+
+    @extend_schema(request=None, responses=HostSerializer)
+    @action(detail=True, methods=["post"], url_path=r"slots/(?P<slot_name>[^/\x00]+)/enable")
+    def enable(self, request: Request, name: str, slot_name: str) -> Response:
+        """Let a slot take runs. Staff only."""
+        return self._set_enabled(slot_name, is_enabled=True)
+
+    @extend_schema(request=None, responses=HostSerializer)
+    @action(detail=True, methods=["post"], url_path=r"slots/(?P<slot_name>[^/\x00]+)/disable")
+    def disable(self, request: Request, name: str, slot_name: str) -> Response:
+        """Let a slot finish its run and take no other. Staff only."""
+        return self._set_enabled(slot_name, is_enabled=False)
+
+    def _set_enabled(self, slot_name: str, *, is_enabled: bool) -> Response:
+        host = self._for_staff()
+        slot = fleet.set_slot_enabled(get_object_or_404(host.slots, name=slot_name), is_enabled=is_enabled)
+        return self._answer(host, "slot enabled" if is_enabled else "slot disabled", slot)
+
+
+def _hosts(user: User) -> QuerySet[Host]:
+    """All hosts with slots, devices, and the run on each slot: `is_visible` says whether `user` may see that one."""
+    seen = Run.objects.visible_to(user).filter(pk=OuterRef("pk"))
+    training = Run.objects.filter(status__in=ACTIVE).annotate(is_visible=Exists(seen)).only("slot")
+    return Host.objects.prefetch_related("slots__devices", Prefetch("slots__runs", training))
+
+
+def _valid(serializer: Any) -> dict[str, Any]:
+    serializer.is_valid(raise_exception=True)
+    return dict(serializer.validated_data)
 
 
 def _whole_number(request: Request, name: str) -> int:

@@ -1,11 +1,12 @@
-"""The API of runs, mounted at /api/v1/."""
+"""The API of runs and hosts, mounted at /api/v1/."""
 
 from __future__ import annotations
 
 from rest_framework.routers import SimpleRouter
 
-from runs.api import RunViewSet
+from runs.api import HostViewSet, RunViewSet
 
 router = SimpleRouter()
 router.register("runs", RunViewSet, basename="run")
+router.register("hosts", HostViewSet, basename="host")
 urlpatterns = router.urls

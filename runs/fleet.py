@@ -6,11 +6,12 @@ with another boot id. From then on results of its attempts are refused, and its 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 from django.db import transaction
 from django.db.models import F, Q
-from django.db.models.functions import Now
+from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
 from lorapilot.clock import is_stale
@@ -33,7 +34,8 @@ def drain_host(host: Host, *, actor: User, move_runs: bool = False) -> Host:
     if move_runs:
         for run in Run.objects.filter(slot__host=host, status__in=[Status.RUNNING, Status.STARTING]):
             message = f"{host} is taken out for maintenance: it saves, and goes on elsewhere."
-            services.ask_to_stop(run, intent=StopIntent.MOVE, actor=actor, message=message)
+            with suppress(Conflict):  # it has just ended
+                services.ask_to_stop(run, intent=StopIntent.MOVE, actor=actor, message=message)
     host.refresh_from_db()
     return host
 
@@ -52,7 +54,7 @@ def declare_dead(host: Host, *, actor: User) -> list[Run]:
     Returns those runs. Raises Conflict for a host that is heard of: it would train them twice.
     """
     silent = Host.objects.filter(pk=host.pk).filter(is_stale("heartbeat_at", SILENT_AFTER))
-    if not silent.update(dead_at=Now(), lost_at=Now()):
+    if not silent.update(dead_at=Now(), lost_at=Coalesce("lost_at", Now())):
         raise Conflict(f"{host} is heard of. Drain it instead, or stop its worker and wait half a minute.")
     open_attempts = Attempt.objects.filter(slot__host=host, ended_at=None).select_related("run", "slot__host")
     moved = [attempt.run for attempt in open_attempts if _take_away(attempt, actor)]

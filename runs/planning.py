@@ -129,7 +129,7 @@ def variations(profile: str, values: dict[str, Any], varied: Mapping[str, Sequen
             raise UserError(f"There is no setting {name!r} to vary.", field=name)
     combinations = list(itertools.islice(itertools.product(*axes.values()), MOST_VARIATIONS + 1))
     if len(combinations) > MOST_VARIATIONS:
-        raise UserError(f"That makes more than {MOST_VARIATIONS} runs. Vary less at a time.", field="variations")
+        raise UserError(f"That makes more than {MOST_VARIATIONS} runs. Vary less at a time.", field="varied")
     return [_variation(profile, values, dict(zip(axes, chosen, strict=True))) for chosen in combinations]
 
 
@@ -141,5 +141,5 @@ def _variation(profile: str, values: dict[str, Any], chosen: dict[str, Any]) -> 
 
 def _in_a_name(value: Any) -> str:
     """`value` in letters, digits, dots and dashes."""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(value) or "own"
     return "".join(character if character.isalnum() or character in ".-" else "-" for character in text)

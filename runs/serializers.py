@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from functools import cached_property
 from typing import Any
 
+from django.conf import settings
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from datasets.models import Dataset
 from models_registry.models import BaseModel
-from runs.enums import Profile
-from runs.models import Checkpoint, Run, RunEvent, Sample
+from runs import disk, waiting
+from runs.enums import Priority, Profile, Status
+from runs.models import Attempt, Checkpoint, Device, Host, Run, RunEvent, Sample, Slot
 from runs.stacks import STACKS
+
+PRIORITIES = "-1 (low), 0 (normal) or 1 (high, which staff give)."
+
+
+class Queue:
+    """Where waiting runs stand. Read once for all rows of an answer, and only when one of them waits."""
+
+    @cached_property
+    def order(self) -> list[Run]:
+        return waiting.queue_in_order()
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        return {run.pk: place for place, run in enumerate(self.order, start=1)}
+
+    @cached_property
+    def starts(self) -> dict[int, datetime]:
+        return waiting.forecast()
+
+    @cached_property
+    def open_places(self) -> list[waiting.Place]:
+        return waiting.open_slots()
 
 
 class RunSerializer(serializers.ModelSerializer[Run]):
@@ -22,22 +48,57 @@ class RunSerializer(serializers.ModelSerializer[Run]):
     base_model = serializers.CharField(source="base_model.name")
     base_model_sha256 = serializers.CharField(source="base_model.sha256")
     slot = serializers.SerializerMethodField()
+    host_condition = serializers.SerializerMethodField(help_text="Of the host that trains it.")
     stop_requested = serializers.SerializerMethodField()
+    queue_place = serializers.SerializerMethodField(help_text="1 starts next. null: it does not wait, or is held.")
+    starts_at = serializers.SerializerMethodField(help_text="A forecast. null: nobody can tell.")
+    waits_for = serializers.SerializerMethodField(
+        help_text='What else than its turn keeps it in the queue; "" when only that.'
+    )
 
     class Meta:
         model = Run
         fields = (
-            "id", "output_name", "owner", "stack", "profile", "spec", "notes", "dataset", "dataset_version",
-            "dataset_digest", "base_model", "base_model_sha256", "status", "slot", "attempt", "reason", "exit_code",
-            "stage", "step", "total_steps", "loss", "steps_per_second", "eta_seconds", "held_at", "stop_requested",
-            "created_at", "queued_at", "started_at", "finished_at",
+            "id", "output_name", "owner", "stack", "profile", "spec", "adaptations", "notes", "dataset",
+            "dataset_version", "dataset_digest", "base_model", "base_model_sha256", "device", "needed_bytes", "status",
+            "priority", "queue_place", "starts_at", "waits_for", "slot", "host_condition", "attempt", "reason",
+            "exit_code", "stage", "step", "total_steps", "loss", "steps_per_second", "eta_seconds", "held_at",
+            "stop_requested", "stop_intent", "created_at", "queued_at", "started_at", "finished_at",
         )  # fmt: skip
+
+    @cached_property
+    def queue(self) -> Queue:
+        return self.context.get("queue") or Queue()
 
     def get_slot(self, run: Run) -> str | None:
         return str(run.slot) if run.slot else None
 
+    def get_host_condition(self, run: Run) -> str | None:
+        return run.slot.host.condition if run.slot else None
+
     def get_stop_requested(self, run: Run) -> bool:
         return run.stop_requested_at is not None
+
+    def get_queue_place(self, run: Run) -> int | None:
+        return self.queue.places.get(run.pk) if _waits(run) else None
+
+    def get_starts_at(self, run: Run) -> datetime | None:
+        return self.queue.starts.get(run.pk) if _waits(run) else None
+
+    def get_waits_for(self, run: Run) -> str | None:
+        return waiting.reason_to_wait(run, open_places=self.queue.open_places) if _waits(run) else None
+
+
+def _waits(run: Run) -> bool:
+    return run.status == Status.QUEUED and run.held_at is None
+
+
+class QueueSerializer(serializers.Serializer[Any]):
+    """`length`: how many runs wait, also those that you do not see."""
+
+    rule = serializers.CharField()
+    length = serializers.IntegerField()
+    runs = RunSerializer(many=True)
 
 
 class SubmitSerializer(serializers.Serializer[Any]):
@@ -49,6 +110,7 @@ class SubmitSerializer(serializers.Serializer[Any]):
     profile = serializers.ChoiceField(choices=Profile.choices, required=False, allow_blank=True, default="")
     stack = serializers.ChoiceField(choices=sorted(STACKS), required=False, default="builtin")
     settings = serializers.DictField(required=False, default=dict)
+    priority = serializers.IntegerField(required=False, default=Priority.NORMAL, help_text=PRIORITIES)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -57,8 +119,35 @@ class SubmitSerializer(serializers.Serializer[Any]):
             self.fields["dataset"].queryset = Dataset.objects.visible_to(request.user)  # type: ignore[attr-defined]
 
 
+class BatchSerializer(SubmitSerializer):
+    """Several new runs: one for each combination of the values in `varied`, named `output_name` and what is its own."""
+
+    varied = serializers.DictField(
+        child=serializers.ListField(), help_text='Lists of values by setting, or by "profile".'
+    )
+
+    def validate_varied(self, varied: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        if any(isinstance(value, dict | list) for values in varied.values() for value in values):
+            raise serializers.ValidationError("Vary numbers, texts, true and false, not lists or objects.")
+        return varied
+
+
 class RetrySerializer(serializers.Serializer[Any]):
     output_name = serializers.CharField(max_length=100, required=False, default="", allow_blank=True)
+
+
+class ResumeSerializer(serializers.Serializer[Any]):
+    less_memory = serializers.BooleanField(
+        required=False, default=False, help_text="First take the next step towards less memory."
+    )
+
+
+class PrioritySerializer(serializers.Serializer[Any]):
+    priority = serializers.IntegerField(help_text=PRIORITIES)
+
+
+class MoveSerializer(serializers.Serializer[Any]):
+    to = serializers.CharField(help_text="up, down, first or last.")
 
 
 class CheckpointSerializer(serializers.ModelSerializer[Checkpoint]):
@@ -85,7 +174,70 @@ class RunEventSerializer(serializers.ModelSerializer[RunEvent]):
         return event.actor.username if event.actor else None
 
 
+class AttemptSerializer(serializers.ModelSerializer[Attempt]):
+    slot = serializers.CharField()
+
+    class Meta:
+        model = Attempt
+        fields = (
+            "number", "slot", "created_at", "ended_at", "ending", "exit_code", "start_step", "adaptations",
+            "log_offset",
+        )  # fmt: skip
+
+
 class MetricsSerializer(serializers.Serializer[Any]):
     """`points`: [[step, loss, learning_rate], …], at most 2,000; lowest and highest loss of each stretch are kept."""
 
     points = serializers.ListField(child=serializers.ListField(child=serializers.FloatField(allow_null=True)))
+
+
+# --- Hosts ------------------------------------------------------------------------------------------------------------
+class DeviceSerializer(serializers.ModelSerializer[Device]):
+    kind = serializers.CharField(help_text="cpu or cuda.")
+
+    class Meta:
+        model = Device
+        fields = ("kind", "uuid", "index", "name", "memory_bytes")
+
+
+class SlotSerializer(serializers.ModelSerializer[Slot]):
+    """Of a host that comes with the runs of its slots, each with `is_visible`."""
+
+    devices = DeviceSerializer(many=True)
+    is_busy = serializers.SerializerMethodField(help_text="A run trains here, also one that you do not see.")
+    run = serializers.SerializerMethodField(help_text="The id of that run, when you see it.")
+
+    class Meta:
+        model = Slot
+        fields = ("id", "name", "is_enabled", "is_busy", "run", "devices")
+
+    def get_is_busy(self, slot: Slot) -> bool:
+        return bool(slot.runs.all())
+
+    def get_run(self, slot: Slot) -> int | None:
+        return next((run.pk for run in slot.runs.all() if getattr(run, "is_visible", False)), None)
+
+
+class DiskSerializer(serializers.Serializer[Any]):
+    free_bytes = serializers.IntegerField()
+    floor_bytes = serializers.IntegerField()
+
+
+class HostSerializer(serializers.ModelSerializer[Host]):
+    condition = serializers.CharField(help_text="online, draining, lost or dead.")
+    slots = SlotSerializer(many=True)
+    disk = serializers.SerializerMethodField(help_text="The workspace's, which all hosts share.")
+
+    class Meta:
+        model = Host
+        fields = ("name", "condition", "heartbeat_at", "draining_at", "lost_at", "dead_at", "slots", "disk")
+
+    @extend_schema_field(DiskSerializer)
+    def get_disk(self, host: Host) -> dict[str, int]:
+        return {"free_bytes": disk.free_bytes(), "floor_bytes": settings.DISK_FLOOR_BYTES}
+
+
+class DrainSerializer(serializers.Serializer[Any]):
+    move_runs = serializers.BooleanField(
+        required=False, default=False, help_text="Its runs save and go on elsewhere, instead of ending there."
+    )

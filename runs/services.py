@@ -21,7 +21,7 @@ from django.utils import timezone
 from datasets.models import Dataset, DatasetVersion
 from datasets.services import pin_version
 from lorapilot import workspace
-from lorapilot.errors import Conflict, UserError
+from lorapilot.errors import Conflict, NotAllowed, UserError
 from lorapilot.models import User
 from models_registry.models import BaseModel
 from models_registry.selectors import missing_files
@@ -29,7 +29,7 @@ from runs import memory_ladder, wakeup
 from runs.dispatch import dispatch
 from runs.enums import ACTIVE, TERMINAL, DeviceKind, Priority, Status, StopIntent
 from runs.models import Run, RunEvent
-from runs.planning import Plan, plan_run, variations
+from runs.planning import plan_run, variations
 from runs.stacks import get_stack
 from runs.transitions import change_status
 
@@ -47,8 +47,7 @@ def submit_run(
 ) -> Run:
     """Queue a run on the dataset as it is now; it starts as soon as a slot is free."""
     order = Order(output_name, profile, values or {})
-    source = Source(pin_version(dataset), base_model, stack)
-    return _submit(owner, [order], source=source, priority=priority)[0]
+    return _submit(owner, [order], source=Source(dataset, base_model, stack), priority=priority)[0]
 
 
 def submit_many(
@@ -69,8 +68,7 @@ def submit_many(
     """
     found = variations(profile, values or {}, varied)
     orders = [Order(f"{output_name}{one.suffix}", one.profile, one.values) for one in found]
-    source = Source(pin_version(dataset), base_model, stack)
-    return _submit(owner, orders, source=source, priority=priority)
+    return _submit(owner, orders, source=Source(dataset, base_model, stack), priority=priority)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,61 +84,56 @@ class Order:
 class Source:
     """What all runs of a submission train on, and with."""
 
-    version: DatasetVersion
+    pictures: Dataset | DatasetVersion  # a dataset is pinned as it is now
     base_model: BaseModel
     stack: str
     retry_of: Run | None = None
 
 
 def _submit(owner: User, orders: list[Order], *, source: Source, priority: int) -> list[Run]:
-    """Check everything first, then write all in one transaction."""
+    """All of them or none: a refusal leaves no trace."""
     check_priority(priority, owner)
     if missing := missing_files(source.base_model):
         raise UserError(f"{source.base_model.name} cannot be trained on: {' '.join(missing)}", field="base_model")
-    plans = []
     for order in orders:
         check_output_name(order.output_name)
-        plans.append(
-            plan_run(
-                pictures=source.version.pictures,
-                base_model=source.base_model,
-                profile=order.profile,
-                values=order.values,
-                stack=source.stack,
-            )
-        )
-    name = ""
-    try:
-        with transaction.atomic():
-            runs = []
-            for order, plan in zip(orders, plans, strict=True):
-                name = order.output_name
-                runs.append(_create(owner, order, plan, source, priority))
-            transaction.on_commit(dispatch)
-    except IntegrityError:
-        raise _name_taken(name) from None
+    with transaction.atomic():
+        pictures = source.pictures
+        version = pin_version(pictures) if isinstance(pictures, Dataset) else pictures
+        runs = [_create(owner, order, version, source, priority) for order in orders]
+        transaction.on_commit(dispatch)
     return runs
 
 
-def _create(owner: User, order: Order, plan: Plan, source: Source, priority: int) -> Run:
-    now = timezone.now()
-    run = Run.objects.create(
-        owner=owner,
-        output_name=order.output_name,
-        stack=source.stack,
-        profile=order.profile,
-        spec=plan.spec.as_values(),
-        notes=plan.notes,
-        device=plan.device,
-        needed_bytes=plan.needed_bytes,
-        dataset_version=source.version,
+def _create(owner: User, order: Order, version: DatasetVersion, source: Source, priority: int) -> Run:
+    plan = plan_run(
+        pictures=version.pictures,
         base_model=source.base_model,
-        retry_of=source.retry_of,
-        total_steps=plan.spec.steps,
-        priority=priority,
-        queued_at=now,
-        place=place_at(now),
+        profile=order.profile,
+        values=order.values,
+        stack=source.stack,
     )
+    now = timezone.now()
+    facts = {"needed_bytes": plan.needed_bytes, "total_steps": plan.spec.steps, "device": plan.device}
+    try:
+        with transaction.atomic():
+            run = Run.objects.create(
+                owner=owner,
+                output_name=order.output_name,
+                stack=source.stack,
+                profile=order.profile,
+                spec=plan.spec.as_values(),
+                notes=plan.notes,
+                dataset_version=version,
+                base_model=source.base_model,
+                retry_of=source.retry_of,
+                priority=priority,
+                queued_at=now,
+                place=place_at(now),
+                **facts,
+            )
+    except IntegrityError:
+        raise _name_taken(order.output_name) from None
     RunEvent.objects.create(run=run, attempt=1, new_status=Status.QUEUED, actor=owner, message="Submitted.")
     return run
 
@@ -155,7 +148,7 @@ def check_priority(priority: int, actor: User) -> None:
     if priority not in Priority.values:
         raise UserError("Priority is -1 (low), 0 (normal) or 1 (high).", field="priority")
     if priority > Priority.NORMAL and not actor.is_staff:
-        raise UserError("High priority passes by the runs of others: ask staff for it.", field="priority")
+        raise NotAllowed("High priority passes by the runs of others: ask staff for it.", field="priority")
 
 
 def check_output_name(name: str) -> None:
@@ -193,17 +186,21 @@ def pause_run(run: Run, *, actor: User) -> Run:
     return ask_to_stop(run, intent=StopIntent.PAUSE, actor=actor, message="Asked to pause.")
 
 
+STRONGER = (StopIntent.MOVE, StopIntent.PAUSE, StopIntent.STOP)
+
+
 def ask_to_stop(run: Run, *, intent: StopIntent, actor: User | None, message: str) -> Run:
-    """Ask an active run to save and end; `intent` says what becomes of it then. A plain stop wins over the others."""
+    """Ask an active run to save and end; `intent` says what becomes of it then. The stronger intent wins: to stop,
+    then to pause, then to move."""
     request = {"stop_requested_at": timezone.now(), "stop_requested_by": actor, "stop_intent": intent}
-    for old in (Status.RUNNING, Status.STARTING):
+    for old in (Status.RUNNING, Status.STARTING, Status.RUNNING):  # it may just pass from one to the other
         run.refresh_from_db()
         if change_status(run, old=old, new=Status.STOPPING, actor=actor, message=message, **request):
             return run
     run.refresh_from_db()
     if run.status != Status.STOPPING:
         raise Conflict(f"{run.output_name} is not running: it is {run.get_status_display().lower()}.")
-    if intent == StopIntent.STOP and run.stop_intent != intent:
+    if STRONGER.index(intent) > STRONGER.index(StopIntent(run.stop_intent)):
         _note(run, actor=actor, message=message, stop_intent=intent, stop_requested_by=actor)
     return run
 
@@ -316,7 +313,7 @@ def free_name(name: str) -> str:
 
 
 def hold_run(run: Run, *, actor: User) -> Run:
-    """Keep a waiting run from starting."""
+    """Keep a waiting run from starting. Repeating it changes nothing."""
     return _set_held(run, held=True, actor=actor)
 
 
@@ -330,6 +327,8 @@ def _set_held(run: Run, *, held: bool, actor: User) -> Run:
     run.refresh_from_db()
     if run.status != Status.QUEUED:
         raise Conflict(f"{run.output_name} is not waiting in the queue.")
+    if held and run.held_at is not None:
+        return run
     message = "Held: it does not start until it is released." if held else "Released."
     values = {"held_at": timezone.now()} if held else {"held_at": None, "not_before": None, "reason": ""}
     _note(run, actor=actor, message=message, **values)
@@ -355,7 +354,9 @@ def reorder_run(run: Run, *, actor: User, to: str) -> Run:
     The places are only dealt out anew among these runs, so nobody else's run waits longer.
     """
     own = list(
-        Run.objects.filter(owner=run.owner_id, status=Status.QUEUED, priority=run.priority).order_by("place", "pk")
+        Run.objects.select_for_update()
+        .filter(owner=run.owner_id, status=Status.QUEUED, priority=run.priority)
+        .order_by("place", "pk")
     )
     if run not in own:
         raise Conflict(f"{run.output_name} is not waiting in the queue.")

@@ -101,19 +101,18 @@ def reason_to_wait(run: Run, *, open_places: Iterable[Place] | None = None) -> s
     return disk.lack_of_space(run)
 
 
-def forecast(now: datetime | None = None) -> dict[int, datetime]:
+def forecast(now: datetime | None = None, *, order: list[Run] | None = None) -> dict[int, datetime]:
     """When each waiting run will probably start: by the time left of active runs, and by how long runs like it took.
 
-    Runs that start after one whose length nobody can tell are left out.
+    Runs that start after one whose length nobody can tell are left out. `order`: the queue, if it was read already.
     """
     moment = now or timezone.now()
-    active = list(Run.objects.filter(status__in=ACTIVE).select_related("base_model"))
-    busy = {run.slot_id: seconds_left(run) for run in active}
+    speeds = _Speeds()
+    busy = {run.slot_id: speeds.seconds_for(run) for run in Run.objects.filter(status__in=ACTIVE)}
     taking = open_slots()
     free: dict[int, float | None] = {place.slot.pk: busy.get(place.slot.pk, 0.0) for place in taking}
-    speeds = _Speeds()
     starts: dict[int, datetime] = {}
-    for run in queue_in_order():
+    for run in queue_in_order() if order is None else order:
         known = [
             (seconds, place.slot.pk)
             for place in taking
@@ -128,13 +127,6 @@ def forecast(now: datetime | None = None) -> dict[int, datetime]:
     return starts
 
 
-def seconds_left(run: Run) -> float | None:
-    """Of an active run; None while it has not told."""
-    if run.eta_seconds is not None:
-        return run.eta_seconds
-    return _Speeds().seconds_for(run)
-
-
 class _Speeds:
     """How long runs take, from what runs of the same trainer, model and size of step took. One query for each kind."""
 
@@ -142,7 +134,10 @@ class _Speeds:
         self._known: dict[tuple[object, ...], float | None] = {}
 
     def seconds_for(self, run: Run) -> float | None:
-        if run.steps_per_second:
+        """What is left of a run; None when nobody can tell."""
+        if run.eta_seconds is not None:
+            return run.eta_seconds
+        if run.steps_per_second:  # of an earlier attempt
             return (run.total_steps - run.step) / run.steps_per_second
         speed = self._speed(run)
         return (run.total_steps - run.step) / speed if speed else None

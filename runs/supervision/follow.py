@@ -14,6 +14,7 @@ import time
 import uuid
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 from django.db import transaction
 from django.db.models import F
@@ -104,8 +105,14 @@ class _Slice:
     def work(self) -> bool:
         """True when the attempt has ended."""
         until = time.monotonic() + SLICE_SECONDS
-        if not process.has_started(self.folder) and self._launch():
-            return True
+        if not process.has_started(self.folder):
+            if self._launch():
+                return True
+            if not process.has_started(self.folder):
+                return False  # an earlier attempt's process is still about to end
+        if self.run.status == Status.STARTING:
+            now = timezone.now()
+            change_status(self.run, old=Status.STARTING, new=Status.RUNNING, message="Started.", started_at=now)
         while time.monotonic() < until:
             self._beat()
             is_alive = process.is_alive(self.folder)  # before reading: what it wrote last is then read
@@ -137,17 +144,25 @@ class _Slice:
         if self.run.status == Status.STOPPING:
             return self._end(Outcome(Status.STOPPED, "Stopped before it started."), code=None)
         try:
-            plan = self._compile()
-            _write_files(plan)
-            process.start(self.folder, _launch_record(self.run, plan))
+            self.folder.mkdir(parents=True, exist_ok=True)  # ends the runner of an earlier attempt, wherever it is
+            if process.is_free(_lock_of(self.run)):
+                self._catch_up()
+                plan = self._compile()
+                _write_files(plan)
+                process.start(self.folder, _launch_record(self.run, plan))
+        except LeaseLost:
+            raise
         except Exception as error:  # whatever it was, the run must not stay "starting"
             log.exception("run %s could not be launched", self.run.pk)
             return self._end(_refusal(error), code=None)
-        change_status(self.run, old=Status.STARTING, new=Status.RUNNING, message="Started.", started_at=timezone.now())
         return False
 
+    def _catch_up(self) -> None:
+        """Read what earlier attempts reported when nobody listened: it led to the state that this one goes on from."""
+        for earlier in self.run.attempts.filter(number__lt=self.attempt.number, ended_at__isnull=False):
+            self._read_reports(earlier)
+
     def _compile(self) -> LaunchPlan:
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.run.log_path.parent.mkdir(parents=True, exist_ok=True)
         plan = self.stack.compile(self._job())
         for sentence in plan.not_expressed:
@@ -160,6 +175,7 @@ class _Slice:
         state = services.newest_state(run)
         self.attempt.start_step = state[1] if state else 0
         facts = {"start_step": self.attempt.start_step, "adaptations": run.adaptations}
+        facts["log_offset"] = logfile.size(run.log_path)
         Attempt.objects.filter(pk=self.attempt.pk, lease=self.lease).update(**facts)
         return TrainingJob(
             name=run.output_name,
@@ -178,20 +194,25 @@ class _Slice:
     # --- what the trainer reports -------------------------------------------------------------------------------------
 
     def _observe(self) -> None:
-        events = self.stack.events_file(self.folder)
-        while chunk := logfile.read_at(events, self.attempt.observed_bytes, READ_BYTES):
+        self._read_reports(self.attempt)
+
+    def _read_reports(self, attempt: Attempt) -> None:
+        events = self.stack.events_file(self.run.attempt_folder(attempt.number))
+        while chunk := logfile.read_at(events, attempt.observed_bytes, READ_BYTES):
             observations, consumed = self.stack.parse(chunk)
             if not consumed:
                 return
-            self._store(observations, consumed)
+            self._store(attempt, observations, consumed)
 
     @transaction.atomic
-    def _store(self, observations: list[Observation], consumed: int) -> None:
-        mine = Attempt.objects.filter(pk=self.attempt.pk, lease=self.lease, observed_bytes=self.attempt.observed_bytes)
-        if not mine.update(observed_bytes=F("observed_bytes") + consumed):
+    def _store(self, attempt: Attempt, observations: list[Observation], consumed: int) -> None:
+        if not Attempt.objects.filter(pk=self.attempt.pk, lease=self.lease).exists():
             raise LeaseLost
-        store_observations(self.run, self.attempt.number, observations)
-        self.attempt.observed_bytes += consumed
+        unread = Attempt.objects.filter(pk=attempt.pk, observed_bytes=attempt.observed_bytes)
+        if not unread.update(observed_bytes=F("observed_bytes") + consumed):
+            raise LeaseLost
+        store_observations(self.run, attempt.number, observations)
+        attempt.observed_bytes += consumed
         if any(isinstance(observation, CheckpointSaved) for observation in observations):
             transaction.on_commit(partial(remove_surplus, self.run))
 
@@ -264,13 +285,17 @@ def _write_files(plan: LaunchPlan) -> None:
         path.write_text(text)
 
 
+def _lock_of(run: Run) -> Path:
+    return run.folder / "_attempts" / "lock"
+
+
 def _launch_record(run: Run, plan: LaunchPlan) -> process.Launch:
     return process.Launch(
         argv=list(plan.argv),
         env=dict(plan.env),
         cwd=str(plan.cwd),
         log=str(run.log_path),
-        lock=str(run.folder / "_attempts" / "lock"),
+        lock=str(_lock_of(run)),
         stop=[dataclasses.asdict(step) for step in plan.stop],
     )
 

@@ -18,6 +18,7 @@ from runs.supervision import runner
 RUNNER = Path(runner.__file__)
 LAUNCH, RUNNER_RECORD, EXIT = "launch.json", "runner.json", "exit.json"
 START_SECONDS = 30.0
+FREE_SECONDS = 4.0
 GONE_SECONDS = 5.0  # a killed process takes a moment to go; one that hangs in the kernel stays
 
 
@@ -55,6 +56,15 @@ def start(folder: Path, launch: Launch) -> None:
         )
     if ended.returncode != 0 and not has_started(folder):
         raise NotStarted(f"The runner did not start (exit code {ended.returncode}). See {folder / 'runner.log'}.")
+
+
+def is_free(lock: Path) -> bool:
+    """Whether a runner could take the run's lock: after a moment, as one that is fenced needs one to end."""
+    descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        return runner.take(descriptor, FREE_SECONDS)
+    finally:
+        os.close(descriptor)
 
 
 def has_started(folder: Path) -> bool:

@@ -28,7 +28,7 @@ from typing import Any
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 POLL_SECONDS = 0.1
 FENCE_SECONDS = 1.0
-LOCK_SECONDS = 15.0  # the runner of an attempt that was moved away may be about to end
+LOCK_SECONDS = 5.0  # somebody may be looking whether it is free
 WRITE_SECONDS = 600.0  # the disk may be full
 RESERVED_BYTES = 4096
 CLEAR_AWAY_SECONDS = 30.0
@@ -185,9 +185,9 @@ def clear_away(group: int) -> None:
         time.sleep(0.02)
 
 
-def take(lock: int) -> bool:
-    """Wait a moment for the lock of the run."""
-    deadline = time.monotonic() + LOCK_SECONDS
+def take(lock: int, seconds: float) -> bool:
+    """Take the lock of the run, or give up after so many seconds."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -206,7 +206,7 @@ def main(folder: Path) -> int:
     """
     launch = json.loads((folder / "launch.json").read_text())
     lock = os.open(launch["lock"], os.O_WRONLY | os.O_CREAT, 0o600)
-    if not take(lock):
+    if not take(lock, LOCK_SECONDS):
         return LOCKED
     if (folder / "runner.json").exists():
         return LOCKED  # this attempt was launched before: an attempt runs once
