@@ -2,6 +2,7 @@
 # make demo   trains a first small LoRA with it, from nothing, and shows where the file lies
 # make test   the tests;  make check  style, types, settings and migrations
 # make learn  does a LoRA learn what it is shown? Three concepts, three seeds and a control each; about half an hour
+# make chaos  kills, cuts and fills what can be while the real trainer trains, and compares everything; about half an hour. SEED=1 ROUNDS=1
 #
 # Needs Python 3.11 or newer with its venv module, and make. Everything else goes into .venv.
 #   PYTHON=python3.12            another Python
@@ -14,7 +15,7 @@ BIN := .venv/bin
 TORCH := $(shell grep -m1 '^torch==' requirements.txt)
 PACKAGES := lorapilot datasets models_registry runs lora_trainer
 
-.PHONY: run demo test check learn
+.PHONY: run demo test check learn chaos
 .DELETE_ON_ERROR:
 
 run: .venv/.installed
@@ -28,6 +29,9 @@ test: .venv/.installed-dev
 
 learn: .venv/.installed
 	$(BIN)/python -m benchmarks.learning
+
+chaos: .venv/.installed-dev
+	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),1) $(CHAOS_ARGS)
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .

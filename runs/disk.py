@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from django.conf import settings
 from django.template.defaultfilters import filesizeformat
 
+from lorapilot import workspace
 from models_registry.enums import Role
 from models_registry.models import BaseModel
 from runs.models import Run
@@ -47,7 +48,8 @@ NETWORKS = {
 
 
 def free_bytes() -> int:
-    return shutil.disk_usage(settings.WORKSPACE).free
+    """Where runs write: the outputs may be on a disk of their own."""
+    return shutil.disk_usage(workspace.outputs()).free
 
 
 def is_below_floor() -> bool:

@@ -43,7 +43,8 @@ def conclude(run: Run, attempt: Attempt, outcome: Outcome, *, code: int | None) 
     elif attempt.ending == Ending.OUT_OF_MEMORY:
         _out_of_memory(run, outcome.reason, code)
     elif attempt.ending == Ending.DISK_FULL:
-        _back_to_queue(run, f"The disk is full. {services.where_it_goes_on(run)} It waits until there is space.")
+        message = f"The disk is full. {services.where_it_goes_on(run)} It waits until there is space."
+        _back_to_queue(run, message, pause_seconds=PAUSES[min(in_a_row(run, attempt) + 1, len(PAUSES) - 1)])
     else:
         services.end(run, outcome.status, reason=outcome.reason, code=code)
 
@@ -63,7 +64,7 @@ def _stopped(run: Run, outcome: Outcome, code: int | None) -> None:
 
 
 def _interrupted(run: Run, attempt: Attempt, code: int | None) -> None:
-    before = interruptions_in_a_row(run, attempt)
+    before = in_a_row(run, attempt)
     if before >= KILLS_THAT_MEAN_MEMORY - 1 and code in FORCED:
         reason = f"The trainer was killed {before + 1} times without getting any further. Most likely memory ran out."
         _out_of_memory(run, reason, code)
@@ -75,13 +76,13 @@ def _interrupted(run: Run, attempt: Attempt, code: int | None) -> None:
         _back_to_queue(run, message, pause_seconds=PAUSES[before])
 
 
-def interruptions_in_a_row(run: Run, attempt: Attempt) -> int:
-    """How many attempts before this one were interrupted and started where this one did, if it saved nothing new."""
+def in_a_row(run: Run, attempt: Attempt) -> int:
+    """How many attempts before this one ended and started as it did, if it saved nothing new."""
     if services.newest_state_step(run) > attempt.start_step:
         return 0
     count = 0
     for earlier in run.attempts.filter(number__lt=attempt.number).order_by("-number"):
-        if earlier.ending != Ending.INTERRUPTED or earlier.start_step != attempt.start_step:
+        if earlier.ending != attempt.ending or earlier.start_step != attempt.start_step:
             break
         count += 1
     return count
