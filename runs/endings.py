@@ -67,6 +67,7 @@ def _interrupted(run: Run, attempt: Attempt, code: int | None) -> None:
     before = in_a_row(run, attempt)
     if before >= KILLS_THAT_MEAN_MEMORY - 1 and code in FORCED:
         reason = f"The trainer was killed {before + 1} times without getting any further. Most likely memory ran out."
+        Attempt.objects.filter(pk=attempt.pk).update(ending=Ending.OUT_OF_MEMORY)
         _out_of_memory(run, reason, code)
     elif before >= len(PAUSES):
         reason = f"It was interrupted {before + 1} times without getting any further. Find out by what, then resume."

@@ -1,7 +1,9 @@
-"""The run form: the essentials, and one field for each setting of the RunSpec, made from its options."""
+"""The run form: the essentials, a field for each setting of the RunSpec, made from its options, and lists of values for
+many runs at once."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from django import forms
@@ -10,10 +12,29 @@ from datasets.models import Dataset
 from lorapilot.models import User
 from models_registry.models import BaseModel
 from models_registry.selectors import list_base_models
-from runs.enums import Profile
+from runs.enums import Priority, Profile
 from runs.spec import DEFAULTS, OPTIONS, TYPES, Option
 
-ESSENTIALS = ("dataset", "base_model", "output_name", "profile")
+ESSENTIALS = ("dataset", "base_model", "output_name", "profile", "priority")
+VARIED = ("profile", "rank", "learning_rate", "seed")  # what many runs at once may differ in
+VARY = "vary_"  # before the names of their fields
+
+
+class ListOf(forms.CharField):
+    """Numbers between commas (or spaces), as a list without repetitions."""
+
+    def __init__(self, kind: Callable[[str], Any], **kwargs: Any) -> None:
+        super().__init__(required=False, max_length=1000, **kwargs)
+        self.kind = kind
+        self.widget.attrs |= {"autocomplete": "off"}
+
+    def clean(self, value: Any) -> Any:
+        parts = str(super().clean(value)).replace(",", " ").replace(";", " ").split()
+        try:
+            return list(dict.fromkeys(self.kind(part) for part in parts))
+        except ValueError:
+            kind = "whole numbers" if self.kind is int else "numbers"
+            raise forms.ValidationError(f"Write {kind} with commas between them.") from None
 
 
 class RunForm(forms.Form):
@@ -30,17 +51,49 @@ class RunForm(forms.Form):
         initial=Profile.REGULAR,
         help_text="TrainPilot's guided settings. Values of your own below win over it.",
     )
+    priority = forms.TypedChoiceField(
+        required=False,
+        coerce=int,
+        initial=Priority.NORMAL,
+        help_text="Higher starts first. Staff give high priority: it passes by the runs of others.",
+    )
+    vary_profile = forms.MultipleChoiceField(
+        required=False, label="Profiles", choices=Profile.choices, widget=forms.CheckboxSelectMultiple
+    )
+    vary_rank = ListOf(int, label="Ranks", help_text="Such as 8, 16, 32. Alpha and convolution rank stay as they are.")
+    vary_learning_rate = ListOf(float, label="Learning rates", help_text="Such as 1e-4, 5e-5.")
+    vary_seed = ListOf(int, label="Seeds", help_text="Such as 1, 2, 3.")
 
     def __init__(self, user: User, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fields["dataset"].queryset = Dataset.objects.visible_to(user)  # type: ignore[attr-defined]  # a ModelChoiceField
         self.fields["base_model"].queryset = list_base_models(user)  # type: ignore[attr-defined]  # as above
+        self.fields["priority"].choices = priority_choices(user)  # type: ignore[attr-defined]  # as above
         for name, described in OPTIONS.items():
             self.fields[name] = _field(name, described)
+
+    def clean_priority(self) -> int:
+        return self.cleaned_data["priority"] or Priority.NORMAL
 
     def values(self) -> dict[str, Any]:
         """The settings that the user gave."""
         return {name: self.cleaned_data[name] for name in OPTIONS if self.cleaned_data.get(name) not in (None, "")}
+
+    def varied(self) -> dict[str, list[Any]]:
+        """Lists of values by setting, for one run of each combination; empty for a single run."""
+        given = {name: self.cleaned_data.get(f"{VARY}{name}") for name in VARIED}
+        return {name: values for name, values in given.items() if values}
+
+    def field_of(self, setting: str) -> str | None:
+        """The field that an error about `setting` belongs to; None: to the form."""
+        if setting in VARIED and self.varied().get(setting):
+            return f"{VARY}{setting}"
+        return setting if setting in self.fields else None
+
+    @property
+    def asks_for_many(self) -> bool:
+        """Whether anything was written into the lists, be it right or wrong."""
+        return any(self[f"{VARY}{name}"].value() for name in VARIED)
 
     @property
     def groups(self) -> list[tuple[str, list[forms.BoundField]]]:
@@ -49,6 +102,15 @@ class RunForm(forms.Form):
         for name, described in OPTIONS.items():
             found.setdefault(described.group, []).append(self[name])
         return list(found.items())
+
+
+def priority_choices(user: User) -> list[tuple[int, str]]:
+    """The priorities that `user` may give, lowest first."""
+    return [(value, str(label)) for value, label in Priority.choices if user.is_staff or value <= Priority.NORMAL]
+
+
+class PriorityForm(forms.Form):
+    priority = forms.IntegerField()
 
 
 def _field(name: str, described: Option) -> forms.Field:

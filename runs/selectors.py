@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import F, Q, QuerySet
+from django.db.models import Count, Exists, Max, OuterRef, Prefetch, QuerySet
 
-from runs.enums import ACTIVE, DeviceKind, Status
-from runs.models import Device, MetricPoint, Run, Sample
-from runs.spec import OPTIONS
+from lorapilot.models import User
+from runs import waiting
+from runs.enums import ACTIVE, DeviceKind, Ending, Status, StopIntent
+from runs.models import Attempt, Device, Host, MetricPoint, Run, RunEvent, Sample
+from runs.spec import DEFAULTS, OPTIONS
+from runs.supervision import process
 
 MOST_POINTS = 2000
 
 Point = tuple[int, float | None, float | None]  # step, loss, learning rate
+Change = tuple[str, Any, Any]  # a setting's label, its value before and after
 
 
 def list_runs(user: Any) -> QuerySet[Run]:
@@ -20,18 +29,123 @@ def list_runs(user: Any) -> QuerySet[Run]:
     return runs.select_related("owner", "dataset_version", "base_model", "slot__host")
 
 
-def queue(user: Any) -> QuerySet[Run]:
-    """Active runs first, then the waiting ones in the order in which they start."""
-    return (
-        list_runs(user)
-        .filter(status__in=[*ACTIVE, Status.QUEUED])
-        .order_by(F("started_at").desc(nulls_last=True), "queued_at", "pk")
-    )
+def active_runs(user: Any) -> QuerySet[Run]:
+    """Runs that train now, the one that started last first."""
+    return list_runs(user).filter(status__in=ACTIVE).order_by("-started_at", "pk")
 
 
+# --- The queue --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """How a queued run stands."""
+
+    place: int = 0  # 1 starts next; 0: it is held, or does not wait
+    starts_at: datetime | None = None  # a forecast
+    reason: str = ""  # what else than its turn keeps it
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRow:
+    """A queued run as the list shows it to somebody."""
+
+    run: Run
+    wait: Wait
+    can_change: bool
+    is_first: bool  # of its owner's own of the same priority; as the next one, only told to those who may change it
+    is_last: bool
+
+
+def queue_rows(user: User) -> list[QueueRow]:
+    """The queued runs that `user` may see, in the order in which they start. Places count everybody's.
+
+    A held run stands where it would start if it was released.
+    """
+    seen = {run.pk: run for run in list_runs(user).filter(status=Status.QUEUED)}
+    if not seen:
+        return []
+    order = waiting.queue_in_order()
+    waits = _waits(order)
+    own = _own_order(list(seen.values()))
+    rows = []
+    for found in _with_held(order, [run for run in seen.values() if run.held_at]):
+        run = seen.get(found.pk)
+        if run is not None:
+            siblings = own[run.owner_id, run.priority]
+            rows.append(
+                QueueRow(
+                    run=run,
+                    wait=waits.get(run.pk, Wait()),
+                    can_change=run.is_editable_by(user),
+                    is_first=siblings[0] == run.pk,
+                    is_last=siblings[-1] == run.pk,
+                )
+            )
+    return rows
+
+
+def wait_of(run: Run) -> Wait:
+    """How one run stands among everybody's."""
+    if run.status != Status.QUEUED or run.held_at is not None:
+        return Wait()
+    return _waits(waiting.queue_in_order(), only=run.pk).get(run.pk, Wait())
+
+
+def _waits(order: list[Run], *, only: int | None = None) -> dict[int, Wait]:
+    starts, places = waiting.forecast(), waiting.open_slots()
+    return {
+        run.pk: Wait(place, starts.get(run.pk), waiting.reason_to_wait(run, open_places=places))
+        for place, run in enumerate(order, start=1)
+        if only in (None, run.pk)
+    }
+
+
+def _own_order(queued: list[Run]) -> dict[tuple[int, int], list[int]]:
+    """The keys of each owner's queued runs of one priority, as the owner ordered them."""
+    own: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for run in sorted(queued, key=lambda run: (run.place, run.pk)):
+        own[run.owner_id, run.priority].append(run.pk)
+    return own
+
+
+def _with_held(order: list[Run], held: list[Run]) -> list[Run]:
+    """`order` with each held run in front of the one that it would start before."""
+    if not held:
+        return order
+    counts = Run.objects.filter(status__in=ACTIVE).values("owner").annotate(count=Count("pk"))
+    training = {row["owner"]: row["count"] for row in counts}
+    before: dict[int, list[Run]] = defaultdict(list)
+    for run in waiting.in_order(held, training):
+        before[waiting.in_order([*order, run], training).index(run)].append(run)
+    rows = []
+    for place in range(len(order) + 1):
+        rows += [*before[place], *order[place : place + 1]]
+    return rows
+
+
+# --- Hosts ------------------------------------------------------------------------------------------------------------
+def list_hosts(user: User) -> QuerySet[Host]:
+    """All hosts with slots, devices, and the run on each slot: `is_visible` says whether `user` may see that one."""
+    seen = Run.objects.visible_to(user).filter(pk=OuterRef("pk"))
+    training = Run.objects.filter(status__in=ACTIVE).select_related("owner").annotate(is_visible=Exists(seen))
+    return Host.objects.prefetch_related("devices", "slots__devices", Prefetch("slots__runs", training))
+
+
+def runs_on(host: Host) -> QuerySet[Run]:
+    """What trains on `host` now."""
+    return Run.objects.filter(slot__host=host, status__in=ACTIVE).select_related("owner", "slot__host").order_by("pk")
+
+
+def host_condition(run: Run) -> str:
+    """Of the host that trains it; empty for a run that does not train."""
+    host = Host.objects.filter(slots=run.slot_id).first() if run.slot_id else None
+    return host.condition if host else ""
+
+
+# --- One run ----------------------------------------------------------------------------------------------------------
 def best_device() -> DeviceKind:
     """What a run gets: a GPU if any enabled slot has one, else a CPU."""
-    has_gpu = Device.objects.filter(kind=DeviceKind.CUDA, slot__is_enabled=True).exists()
+    usable = Device.objects.filter(kind=DeviceKind.CUDA, slot__is_enabled=True, host__dead_at=None)
+    has_gpu = usable.exists()
     return DeviceKind.CUDA if has_gpu else DeviceKind.CPU
 
 
@@ -76,13 +190,80 @@ def settings_rows(run: Run) -> list[tuple[str, Any]]:
     return rows
 
 
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    """The settings that differ, as people read them."""
+    return [
+        (described.label, before[name], after[name])
+        for name, described in OPTIONS.items()
+        if before[name] != after[name]
+    ]
+
+
+def adapted(run: Run) -> list[Change]:
+    """What the run trains with now instead of what was submitted."""
+    submitted = DEFAULTS | run.spec
+    return differences(submitted, submitted | run.adaptations)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """One launch of a run, and which settings it changed against the launch before it."""
+
+    attempt: Attempt
+    changes: list[Change] = field(default_factory=list)
+
+
+def attempt_rows(run: Run) -> list[AttemptRow]:
+    """The newest first."""
+    before = submitted = DEFAULTS | run.spec
+    rows = []
+    for attempt in run.attempts.select_related("slot__host").order_by("number"):
+        is_current = attempt.ended_at is None and attempt.number == run.attempt  # its row is filled in at the launch
+        after = submitted | (run.adaptations if is_current else attempt.adaptations)
+        rows.append(AttemptRow(attempt, differences(before, after)))
+        before = after
+    return rows[::-1]
+
+
+def ran_out_of_memory(run: Run) -> bool:
+    """It has failed, and memory was why."""
+    last = run.attempts.order_by("-number").first()
+    return run.status == Status.FAILED and last is not None and last.ending == Ending.OUT_OF_MEMORY
+
+
+def stop_deadline(run: Run) -> datetime | None:
+    """Until when a run that was asked to stop may save, by the plan that it was launched with; then it is killed."""
+    if run.status != Status.STOPPING or run.stop_requested_at is None:
+        return None
+    try:
+        steps = json.loads((run.attempt_folder() / process.LAUNCH).read_text())["stop"]
+    except (OSError, ValueError, KeyError):  # not launched yet
+        return None
+    return run.stop_requested_at + timedelta(seconds=sum(step["grace_seconds"] for step in steps[:-1]))
+
+
+def why_it_stops(run: Run) -> RunEvent | None:
+    """The line of the history that asked it to stop."""
+    asked = run.events.filter(attempt=run.attempt, new_status=Status.STOPPING)
+    return asked.select_related("actor").last()
+
+
+def status_label(run: Run) -> str:
+    """One word for the run. A held run that has trained before is paused, however it came to be held."""
+    if run.status == Status.QUEUED and run.held_at is not None:
+        return "Paused" if run.attempt > 1 else "Held"
+    if run.status == Status.STOPPING and run.stop_intent == StopIntent.PAUSE:
+        return "Pausing"
+    return Status(run.status).label
+
+
 def status_of(run: Run) -> dict[str, Any]:
     """The run as the websocket, the API and the page tell it. JSON values only."""
     return {
         "id": run.pk,
         "output_name": run.output_name,
         "status": run.status,
-        "status_label": Status(run.status).label,
+        "status_label": status_label(run),
         "stage": run.stage,
         "step": run.step,
         "total_steps": run.total_steps,
@@ -96,17 +277,13 @@ def status_of(run: Run) -> dict[str, Any]:
         "is_terminal": run.is_terminal,
         "is_held": run.held_at is not None,
         "stop_requested": run.stop_requested_at is not None,
+        "stop_intent": run.stop_intent,
+        "kill_requested": run.kill_requested_at is not None,
+        "host_condition": host_condition(run),
+        "state_step": run.states.aggregate(step=Max("step"))["step"] or 0,
         "revision": run.revision,
         "checkpoints": run.checkpoints.count(),
         "samples": run.samples.count(),
         "events": run.events.count(),
         "validations": [list(point) for point in run.validations.values_list("step", "loss").order_by("step")],
     }
-
-
-def queue_place(run: Run) -> int:
-    """1 for the run that starts next; 0 for one that does not wait."""
-    if run.status != Status.QUEUED or run.held_at is not None:
-        return 0
-    before = Q(queued_at__lt=run.queued_at) | Q(queued_at=run.queued_at, pk__lt=run.pk)
-    return 1 + Run.objects.filter(before, status=Status.QUEUED, held_at__isnull=True).count()

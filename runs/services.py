@@ -366,6 +366,8 @@ def reorder_run(run: Run, *, actor: User, to: str) -> Run:
         raise UserError("Move it up, down, first or last.", field="to")
     places = [waiting.place for waiting in own]
     own.insert(targets[to], own.pop(at))
+    if own.index(run) == at:
+        return run
     for waiting, place in zip(own, places, strict=True):
         Run.objects.filter(pk=waiting.pk, status=Status.QUEUED).update(place=place, revision=F("revision") + 1)
     RunEvent.objects.create(run=run, attempt=run.attempt, actor=actor, message=f"Moved in the queue: {to}.")

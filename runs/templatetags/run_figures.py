@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+from datetime import datetime
 from typing import Any
 
 from django import template
+from django.utils import timezone
 
-from runs.models import Run
+from runs import selectors
+from runs.models import Attempt, Host, Run
 from runs.stacks import STACKS
 
 register = template.Library()
@@ -54,6 +58,66 @@ def took(run: Run) -> str:
     if run.started_at is None or run.finished_at is None:
         return NONE_YET
     return duration((run.finished_at - run.started_at).total_seconds())
+
+
+@register.filter
+def lasted(attempt: Attempt) -> str:
+    """From its start to its end, or until now."""
+    return duration(((attempt.ended_at or timezone.now()) - attempt.created_at).total_seconds())
+
+
+@register.filter
+def from_now(moment: datetime) -> str:
+    """A forecast, as exact as it is: `in about 2 h`."""
+    minutes = (moment - timezone.now()).total_seconds() / 60
+    if minutes < 1:
+        return "in a moment"
+    if minutes < 55:
+        return f"in about {_rounded(minutes)} min"
+    if minutes < 36 * 60:
+        return f"in about {max(1, round(minutes / 60))} h"
+    return f"in about {round(minutes / 60 / 24)} days"
+
+
+def _rounded(minutes: float) -> int:
+    return round(minutes) if minutes < 10 else 5 * round(minutes / 5)
+
+
+@register.filter
+def ago(moment: datetime) -> str:
+    return f"{duration((timezone.now() - moment).total_seconds())} ago"
+
+
+@register.filter
+def is_busy(host: Host) -> bool:
+    """Whether a run trains there; of a host that comes with its slots' runs."""
+    return any(slot.runs.all() for slot in host.slots.all())
+
+
+@register.filter
+def status_label(run: Run) -> str:
+    return selectors.status_label(run)
+
+
+@register.filter
+def trained_again(run: Run, state_step: int) -> str:
+    """What is lost when the run ends without saving: a part of a sentence."""
+    first = state_step + 1
+    if run.step < first:
+        return "it has trained nothing since its newest saved state"
+    steps = f"steps {first:,} to {run.step:,}" if run.step > first else f"step {first:,}"
+    return f"{steps} will be trained again"
+
+
+@register.filter
+def exit_code(code: int | None) -> str:
+    """With the signal's name when one ended it."""
+    if code is None:
+        return NONE_YET
+    try:
+        return f"{code} ({signal.Signals(-code).name})" if code < 0 else str(code)
+    except ValueError:
+        return str(code)
 
 
 @register.filter

@@ -54,9 +54,10 @@ function closeMenusOutside(event) {
 }
 
 // Resolves to true when the person confirms. Escape and Cancel resolve to false.
-function ask(question, label) {
+function ask(question, label, detail) {
   const dialog = document.getElementById("confirm-dialog");
   document.getElementById("confirm-question").textContent = question;
+  document.getElementById("confirm-detail").textContent = detail || "";
   document.getElementById("confirm-ok").textContent = label || "Confirm";
   dialog.returnValue = "cancel";
   dialog.showModal();
@@ -71,7 +72,8 @@ async function askBeforeSubmit(event) {
   event.preventDefault();
   event.stopImmediatePropagation();
   const submitter = event.submitter;
-  if (!(await ask(form.dataset.confirm, form.dataset.confirmLabel || submitter?.textContent.trim()))) return;
+  const { confirm, confirmLabel, confirmDetail } = form.dataset;
+  if (!(await ask(confirm, confirmLabel || submitter?.textContent.trim(), confirmDetail))) return;
   form.dataset.confirmed = "yes";
   form.requestSubmit(submitter);
   delete form.dataset.confirmed;
@@ -94,14 +96,14 @@ function notify(text, level) {
 
 // A background refresh that fails once is no news; a form or button that fails is.
 function reportFailedRequest(event) {
-  if (event.detail.elt.closest("[data-quiet]")) return;
+  if (event.detail.elt.matches("[data-quiet]")) return;
   const status = event.detail.xhr.status;
   notify(status ? `The server refused this (${status}). Reload the page and try again.` : "The server cannot be reached. Check the connection and try again.", "error");
 }
 
 // Nobody looks: what refreshes itself waits.
 function skipUnseenRefresh(event) {
-  if (document.hidden && event.detail.elt.closest("[data-quiet]")) event.preventDefault();
+  if (document.hidden && event.detail.elt.matches("[data-quiet]")) event.preventDefault();
 }
 
 document.addEventListener("DOMContentLoaded", showThemeButton);

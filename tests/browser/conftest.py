@@ -46,6 +46,7 @@ class Platform:
         }
         self.output = (folder / "server.log").open("ab")
         self.port = 0
+        self.sessions: dict[str, object] = {}  # cookies of those who have signed in, by name
         self.process: subprocess.Popen[bytes] | None = None
         self.run("manage.py", "migrate", "--verbosity=0")
         self.run("manage.py", "collectstatic", "--noinput", "--verbosity=0")
@@ -88,27 +89,37 @@ def live_platform(tmp_path_factory):
 @pytest.fixture
 def browser_of(chromium, live_platform):
     """browser_of("alice"): a page in which Alice is signed in. `page.complaints` collects what the browser complains
-    of: script errors, failed resources, violations of the Content-Security-Policy."""
+    of: script errors, failed resources, violations of the Content-Security-Policy. She signs in once for all tests."""
     contexts = []
 
     def signed_in(name, *, width=1280, height=900, theme="light"):
-        context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
+        known = live_platform.sessions.get(name)
+        context = chromium.new_context(
+            viewport={"width": width, "height": height}, color_scheme=theme, storage_state=known
+        )
         contexts.append(context)
         page = context.new_page()
         page.complaints = []
         page.on("console", lambda message: _note(page, message))
         page.on("pageerror", lambda error: page.complaints.append(f"{page.url}: {error}"))
-        if name:
-            page.goto(f"{live_platform.address}/accounts/login/")
-            page.fill("[name=login]", name)
-            page.fill("[name=password]", PASSWORDS[name])
-            page.click("main button")
-            page.wait_for_url("**/runs/")
+        if known:
+            page.goto(f"{live_platform.address}/runs/")
+        elif name:
+            _sign_in(page, live_platform, name)
+            live_platform.sessions[name] = context.storage_state()
         return page
 
     yield signed_in
     for context in contexts:
         context.close()
+
+
+def _sign_in(page, live_platform, name):
+    page.goto(f"{live_platform.address}/accounts/login/")
+    page.fill("[name=login]", name)
+    page.fill("[name=password]", PASSWORDS[name])
+    page.click("main button")
+    page.wait_for_url("**/runs/")
 
 
 def _note(page, message):

@@ -6,6 +6,7 @@ test has an environment of its own: it runs there, and prints the ids as JSON.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -21,10 +22,21 @@ from django.utils import timezone  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 
 from datasets.models import Dataset, DatasetVersion  # noqa: E402
+from datasets.services import create_dataset, import_files  # noqa: E402
 from lorapilot.models import User  # noqa: E402
 from models_registry.models import BaseModel  # noqa: E402
-from runs.enums import Profile, Status  # noqa: E402
-from runs.models import Checkpoint, Host, MetricPoint, Run, RunEvent, Sample, Slot  # noqa: E402
+from runs.enums import Ending, Priority, Profile, Status, StopIntent  # noqa: E402
+from runs.models import (  # noqa: E402
+    Attempt,
+    Checkpoint,
+    Device,
+    Host,
+    MetricPoint,
+    Run,
+    RunEvent,
+    Sample,
+    Slot,
+)
 from runs.spec import RunSpec  # noqa: E402
 
 PROMPTS = ("a photo of sks face on a blue background", "a red circle", "sks face, green background", "a yellow square")
@@ -55,9 +67,10 @@ def main() -> None:
     def run(name: str, status: Status, **values: object) -> Run:
         spec = RunSpec(resolution=128, steps=STEPS, sample_prompts=PROMPTS)
         common = {"owner": alice, "profile": Profile.REGULAR, "queued_at": now, "total_steps": STEPS}
+        common |= {"spec": spec.as_values()}
         made = Run.objects.create(
-            output_name=name, status=status, stack="builtin", spec=spec.as_values(), dataset_version=version,
-            base_model=base, **(common | values),
+            output_name=name, status=status, stack="builtin", dataset_version=version, base_model=base,
+            **(common | values),
         )  # fmt: skip
         (made.folder / "_logs").mkdir(parents=True)
         made.log_path.write_bytes(b"")
@@ -75,8 +88,10 @@ def main() -> None:
     add_samples(live, steps=(0, 80, 160))
     add_checkpoint(live, step=160)
 
-    run("watercolour-style", Status.QUEUED, owner=bob, profile=Profile.HIGH_QUALITY, total_steps=2400)
-    run("product-shots", Status.QUEUED, profile=Profile.QUICK_TEST, total_steps=600, held_at=now)
+    waits = run("watercolour-style", Status.QUEUED, owner=bob, profile=Profile.HIGH_QUALITY, total_steps=2400, place=3)
+    run("product-shots", Status.QUEUED, profile=Profile.QUICK_TEST, total_steps=600, held_at=now, place=4)
+    low = {"profile": Profile.QUICK_TEST, "total_steps": 600, "priority": Priority.LOW}
+    ordered = [run(f"order-{place}", Status.QUEUED, place=place, **low).pk for place in (1, 2, 3)]
     done = run(
         "sks-face-first-try", Status.SUCCEEDED, profile=Profile.QUICK_TEST, step=STEPS, loss=0.0612, exit_code=0,
         started_at=now - timedelta(hours=3), finished_at=now - timedelta(hours=2, minutes=58),
@@ -97,7 +112,77 @@ def main() -> None:
     ]
     logs = [[run.pk, str(run.log_path)] for run in watched]
     ids = {"live": live.pk, "done": done.pk, "failed": failed.pk, "stopped": stopped.pk, "dataset": dataset.pk}
-    print(json.dumps(ids | {"base": base.pk, "log": str(live.log_path), "watched": logs}))
+    ids |= {"waits": waits.pk, "base": base.pk, "ordered": ordered} | add_more_hosts(run)
+    import_shapes(alice)
+    print(json.dumps(ids | {"log": str(live.log_path), "watched": logs}))
+
+
+def add_more_hosts(run) -> dict[str, int]:
+    """A host in maintenance and a silent one, with runs in the states that they bring about."""
+    now = timezone.now()
+    draining = Host.objects.create(name="gpu-1", heartbeat_at=now, draining_at=now, boot_id="b1" * 16)
+    silent = Host.objects.create(name="gpu-2", heartbeat_at=now - timedelta(minutes=9), lost_at=now)
+    slots = [gpu_slot(host, *numbers) for host, numbers in ((draining, (0,)), (draining, (1, 2)), (silent, (0,)))]
+    Host.objects.get(name="here").slots.get(name="cpu").devices.create(
+        host=Host.objects.get(name="here"), kind="cpu", uuid="cpu", name="x86_64", memory_bytes=32 << 30
+    )
+    stopping = run(
+        "stopping-slowly", Status.STOPPING, slot=slots[0], started_at=now, step=240, stop_requested_at=now,
+        stop_intent=StopIntent.STOP, steps_per_second=0.8, loss=0.11,
+    )  # fmt: skip
+    Attempt.objects.create(run=stopping, number=1, slot=slots[0])
+    plan = [{"signal": "SIGINT", "grace_seconds": 600}, {"signal": "SIGKILL", "grace_seconds": 5}]
+    stopping.attempt_folder().mkdir(parents=True)
+    (stopping.attempt_folder() / "launch.json").write_text(json.dumps({"stop": plan}))
+    add_state(stopping, step=200)
+    unheard = run("far-away", Status.RUNNING, slot=slots[2], started_at=now, step=40, loss=0.2)
+    Attempt.objects.create(run=unheard, number=1, slot=slots[2])
+    trains = run("to-be-paused", Status.RUNNING, slot=slots[1], started_at=now, step=60, loss=0.2, eta_seconds=400)
+    Attempt.objects.create(run=trains, number=1, slot=slots[1])
+    paused = run("paused-portrait", Status.QUEUED, attempt=2, step=120, held_at=now, place=1)
+    Run.objects.filter(pk=paused.pk).update(reason="Paused. It goes on from step 120.")
+    Attempt.objects.create(run=paused, number=1, slot=slots[1], ended_at=now, ending=Ending.STOPPED, exit_code=130)
+    out = run(
+        "out-of-memory", Status.FAILED, attempt=2, step=64, exit_code=3, finished_at=now,
+        adaptations={"gradient_checkpointing": True}, reason="The GPU ran out of memory.",
+        spec=RunSpec(resolution=128, steps=STEPS, batch_size=4, sample_prompts=PROMPTS).as_values(),
+    )  # fmt: skip
+    first = {"number": 1, "start_step": 0, "ending": Ending.INTERRUPTED, "exit_code": -9}
+    second = {"number": 2, "start_step": 40, "ending": Ending.OUT_OF_MEMORY, "exit_code": 3}
+    for facts in (first, second | {"adaptations": out.adaptations}):
+        Attempt.objects.create(run=out, slot=slots[0], ended_at=now, **facts)
+    found = {"stopping": stopping, "unheard": unheard, "trains": trains, "paused": paused, "out": out}
+    return {name: row.pk for name, row in found.items()} | {"silent": silent.pk, "draining": draining.pk}
+
+
+def gpu_slot(host: Host, *numbers: int) -> Slot:
+    slot = Slot.objects.create(host=host, name="gpu" + "+".join(map(str, numbers)))
+    for number in numbers:
+        uuid = f"GPU-{host.name}-{number}"
+        Device.objects.create(
+            host=host, slot=slot, kind="cuda", uuid=uuid, index=number, name="NVIDIA H100", memory_bytes=80 << 30
+        )
+    return slot
+
+
+def add_state(run: Run, *, step: int) -> None:
+    folder = run.folder / "state" / f"step{step:08d}"
+    folder.mkdir(parents=True)
+    for name in ("lora.safetensors", "training.pt", "state.json", "COMPLETE"):
+        (folder / name).touch()
+    run.states.create(step=step, path=f"state/{folder.name}")
+
+
+def import_shapes(owner: User) -> None:
+    """A dataset that can be trained on."""
+    dataset = create_dataset(owner, name="shapes", trigger_word="sks")
+    files = []
+    for index, name in enumerate(("ball", "disc", "dot")):
+        picture = io.BytesIO()
+        _draw(index, 0.5).save(picture, "PNG")
+        picture.seek(0)
+        files += [(f"{name}.png", picture), (f"{name}.txt", io.BytesIO(f"sks {name}".encode()))]
+    import_files(dataset, files=files)
 
 
 def add_metrics(run: Run, *, until: int) -> None:

@@ -163,6 +163,20 @@ def test_curve_of_a_long_run_stays_small_and_keeps_its_peaks(browser_of, live_pl
     assert kept == {"fits": True, "rising": True, "last": 20000, "peak": True, "after": 15000}
 
 
+def test_curve_ends_where_a_new_attempt_goes_on(browser_of, live_platform):
+    page = run_page(browser_of("alice"), live_platform, "failed")  # it has no points of its own
+    lasts = page.evaluate(
+        """() => { const chart = document.querySelector('[data-loss-chart]').lossChart;
+           chart.add(Array.from({length: 100}, (_, step) => [step + 1, 0.1, 1e-4]));
+           const last = (run) => { document.dispatchEvent(new CustomEvent('run:status', {detail: {
+             ...document.getElementById('run').runPage.run, validations: [], ...run}}));
+             return chart.points.at(-1).step; };
+           return [last({is_active: false, step: 60}), last({is_active: true, step: 100, stage: 'loading'}),
+                   last({is_active: true, step: 60, stage: ''}), last({is_active: true, step: 61, stage: ''})]; }"""
+    )
+    assert lasts == [100, 100, 60, 60]
+
+
 def test_stop_by_keyboard_asks_first(browser_of, live_platform):
     page = run_page(browser_of("alice"), live_platform)
     for _ in range(20):

@@ -78,6 +78,8 @@ def test_run_that_fails_says_why(run, stand_in, handed_out, monkeypatch, behavio
     play_worker(handed_out)
     run.refresh_from_db()
     assert (run.status, run.reason, run.exit_code, run.slot) == (status, reason, code, None)
+    is_guess = behaviour == "is killed"
+    assert run.attempts.last().ending == ("out_of_memory" if is_guess else status)
 
 
 def test_stop_saves_first_and_resume_goes_on(run, alice, stand_in, handed_out, monkeypatch):

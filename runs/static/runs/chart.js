@@ -1,5 +1,5 @@
 // The loss over the steps: the measured values faint, their moving average on top. Points come from the socket while
-// the run trains; a resumed run replaces the points after the step where it went on.
+// the run trains; an attempt that goes on from an earlier step makes the points after it void.
 "use strict";
 
 const MOST_POINTS = 4000;
@@ -59,6 +59,13 @@ class LossChart {
     while (this.points.length && this.points.at(-1).step >= first) this.points.pop();
     for (const [step, loss, rate] of points) this.points.push({ step, loss, rate });
     if (this.points.length > MOST_POINTS) this.points = thinned(this.points, MOST_POINTS / 2);
+    this.schedule();
+  }
+
+  // An attempt that steps again from an earlier step: what was measured after it is not part of the run any more.
+  rewind({ is_active: isActive, stage, step }) {
+    if (!isActive || stage || !(this.points.at(-1)?.step > step)) return;
+    this.points = this.points.filter((point) => point.step <= step);
     this.schedule();
   }
 
@@ -158,6 +165,9 @@ document.addEventListener("DOMContentLoaded", () => {
     const chart = new LossChart(root);
     root.lossChart = chart;
     document.addEventListener("run:metrics", (event) => chart.add(event.detail));
-    document.addEventListener("run:status", (event) => chart.validate(event.detail.validations));
+    document.addEventListener("run:status", (event) => {
+      chart.rewind(event.detail);
+      chart.validate(event.detail.validations);
+    });
   }
 });

@@ -3,6 +3,7 @@
 "use strict";
 
 const SLOW = 1; // below one step a second, seconds per step read better
+const QUEUE_LOOK = 10000; // what happens to others in the queue is no news of this run
 
 function duration(seconds) {
   const whole = Math.max(0, Math.round(seconds));
@@ -26,15 +27,29 @@ const FIGURES = {
   stage: (run) => (run.is_active ? run.stage : ""),
 };
 
+// What each part of the page depends on.
+function dependencies(run) {
+  return {
+    status: [run.status, run.attempt, run.reason, run.is_held, run.stop_intent, run.kill_requested, run.host_condition, run.state_step].join(" "),
+    attempts: [run.status, run.attempt].join(" "),
+    adapted: String(run.attempt),
+    checkpoints: String(run.checkpoints),
+    samples: String(run.samples),
+    events: String(run.events),
+  };
+}
+
 class RunPage {
   constructor(root) {
     this.root = root;
-    const { status, attempt, reason, held, stopping, checkpoints, samples, events } = root.dataset;
-    this.known = { status: [status, attempt, reason, held, stopping].join(" "), checkpoints, samples, events };
+    this.run = JSON.parse(root.dataset.run);
+    this.known = dependencies(this.run);
+    this.waiting = new Set();
     document.addEventListener("run:status", (event) => this.show(event.detail));
     document.addEventListener("close", () => this.refreshWaiting(), true);
     document.addEventListener("click", (event) => this.enlarge(event));
-    this.waiting = new Set();
+    setInterval(() => this.countDown(), 1000);
+    setInterval(() => this.lookAtQueue(), QUEUE_LOOK);
   }
 
   show(run) {
@@ -59,20 +74,33 @@ class RunPage {
   }
 
   refreshChanged(run) {
-    const now = {
-      status: [run.status, run.attempt, run.reason, run.is_held, run.stop_requested].join(" "),
-      checkpoints: String(run.checkpoints),
-      samples: String(run.samples),
-      events: String(run.events),
-    };
+    const now = dependencies(run);
     for (const [part, value] of Object.entries(now)) if (this.known[part] !== value) this.refresh(part);
-    if (this.known.status !== now.status) this.announce(run);
     this.known = now;
+    if (this.sentence(this.run) !== this.sentence(run)) this.announce(run);
+    this.run = run;
+  }
+
+  sentence(run) {
+    const host = run.host_condition === "lost" ? " Nothing is heard of its host." : "";
+    return `${run.output_name}: ${run.status_label}.${host} ${run.reason}`;
   }
 
   announce(run) {
     document.getElementById("messages").hidden = true; // it spoke of the status before
-    document.getElementById("run-announcer").textContent = `${run.output_name}: ${run.status_label}. ${run.reason}`;
+    document.getElementById("run-announcer").textContent = this.sentence(run);
+  }
+
+  // How long a run that was asked to stop still has.
+  countDown() {
+    const deadline = this.root.querySelector("[data-deadline]");
+    if (!deadline) return;
+    const left = Math.ceil((new Date(deadline.dateTime) - Date.now()) / 1000);
+    this.root.querySelector("[data-countdown]").textContent = left > 0 ? ` (${duration(left)} left)` : " (that is over)";
+  }
+
+  lookAtQueue() {
+    if (this.run.status === "queued" && !this.run.is_held) this.refresh("status");
   }
 
   // Not under an open dialog: its form or picture must not be taken away.

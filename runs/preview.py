@@ -1,0 +1,91 @@
+"""What the run form as it stands would train, or why it cannot yet: shown beside the form while it is filled in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from django.conf import settings
+
+from lorapilot.errors import UserError
+from runs import disk, planning
+from runs.enums import DeviceKind
+from runs.forms import ESSENTIALS, RunForm
+from runs.spec import OPTIONS, RunSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One run of the submission."""
+
+    name: str
+    plan: planning.Plan
+
+
+@dataclass
+class Preview:
+    runs: list[Planned] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    are_many: bool = False
+
+    @property
+    def plan(self) -> planning.Plan | None:
+        return self.runs[0].plan if self.runs else None
+
+    @property
+    def spec(self) -> RunSpec | None:
+        return self.plan.spec if self.plan else None
+
+    @property
+    def device(self) -> str:
+        return DeviceKind(self.plan.device).label if self.plan else ""
+
+    @property
+    def steps(self) -> int:
+        return sum(run.plan.spec.steps for run in self.runs)
+
+    @property
+    def needed_bytes(self) -> int:
+        return sum(run.plan.needed_bytes for run in self.runs)
+
+    @property
+    def free_bytes(self) -> int:
+        """Above the floor."""
+        return max(0, disk.free_bytes() - settings.DISK_FLOOR_BYTES)
+
+    @property
+    def fits(self) -> bool:
+        return self.needed_bytes <= self.free_bytes
+
+
+def preview_of(form: RunForm) -> Preview:
+    """Of a cleaned form, valid or not."""
+    found = Preview(errors=_mistyped(form), are_many=bool(form.varied()))
+    chosen = form.cleaned_data
+    if not found.errors and chosen.get("dataset") and chosen.get("base_model"):
+        try:
+            found.runs = _plan_all(form)
+        except UserError as error:
+            name = OPTIONS[error.field].label if found.are_many and error.field in OPTIONS else ""
+            found.errors.append(error.message if not name or name in error.message else f"{name}: {error.message}")
+    return found
+
+
+def _mistyped(form: RunForm) -> list[str]:
+    """What is filled in and cannot be read. What is still empty is no error yet."""
+    wrong = [name for name in form.errors if name not in ESSENTIALS and name in form.fields]
+    return [f"{form.fields[name].label}: {' '.join(map(str, form.errors[name]))}" for name in wrong]
+
+
+def _plan_all(form: RunForm) -> list[Planned]:
+    chosen = form.cleaned_data
+    pictures = list(chosen["dataset"].pictures.values("caption", "repeats"))
+    base_name = chosen.get("output_name") or "…"
+    return [
+        Planned(
+            f"{base_name}{one.suffix}",
+            planning.plan_run(
+                pictures=pictures, base_model=chosen["base_model"], profile=one.profile, values=one.values
+            ),
+        )
+        for one in planning.variations(chosen.get("profile", ""), form.values(), form.varied())
+    ]
