@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-from django.db.models import Exists, OuterRef, Prefetch, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404
 from django_filters import rest_framework as filters
@@ -18,10 +18,9 @@ from rest_framework.response import Response
 
 from lorapilot.access import get_editable, get_visible, signed_in
 from lorapilot.errors import NotAllowed, UserError
-from lorapilot.models import User
 from lorapilot.services import record
 from runs import fleet, logfile, selectors, services, waiting
-from runs.enums import ACTIVE, Priority, Profile, Status
+from runs.enums import Priority, Profile, Status
 from runs.files import send_checkpoint, send_sample
 from runs.models import Host, Run
 from runs.serializers import (
@@ -33,7 +32,6 @@ from runs.serializers import (
     MetricsSerializer,
     MoveSerializer,
     PrioritySerializer,
-    Queue,
     QueueSerializer,
     ResumeSerializer,
     RetrySerializer,
@@ -45,7 +43,6 @@ from runs.serializers import (
 from runs.stacks import STACKS
 
 LOG_BYTES = 1 << 20
-STAFF_ONLY = "Only staff can change hosts and their slots. Ask whoever runs this installation."
 
 
 class RunFilter(filters.FilterSet):
@@ -97,7 +94,7 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     @action(detail=False, pagination_class=None)
     def queue(self, request: Request) -> Response:
         """The waiting runs that you see, in the order in which they start; held ones are left out."""
-        queue = Queue()
+        queue = waiting.Queue()
         yours = self.get_queryset().filter(status=Status.QUEUED, held_at=None).in_bulk()
         runs = [yours[run.pk] for run in queue.order if run.pk in yours]
         shown = {"rule": waiting.TURN_RULE, "length": len(queue.order), "runs": runs}
@@ -242,12 +239,12 @@ class HostViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
     lookup_value_regex = r"[^/\x00]+"  # names of machines have dots
 
     def get_queryset(self) -> QuerySet[Host]:
-        return _hosts(signed_in(self.request))
+        return selectors.list_hosts(signed_in(self.request))
 
     def _for_staff(self) -> Host:
         host = get_object_or_404(Host, name=self.kwargs["name"])
         if not signed_in(self.request).is_staff:
-            raise NotAllowed(STAFF_ONLY)
+            raise NotAllowed(fleet.STAFF_ONLY)
         return host
 
     def _answer(self, host: Host, done: str, subject: object) -> Response:
@@ -294,13 +291,6 @@ class HostViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
         host = self._for_staff()
         slot = fleet.set_slot_enabled(get_object_or_404(host.slots, name=slot_name), is_enabled=is_enabled)
         return self._answer(host, "slot enabled" if is_enabled else "slot disabled", slot)
-
-
-def _hosts(user: User) -> QuerySet[Host]:
-    """All hosts with slots, devices, and the run on each slot: `is_visible` says whether `user` may see that one."""
-    seen = Run.objects.visible_to(user).filter(pk=OuterRef("pk"))
-    training = Run.objects.filter(status__in=ACTIVE).annotate(is_visible=Exists(seen)).only("slot")
-    return Host.objects.prefetch_related("slots__devices", Prefetch("slots__runs", training))
 
 
 def _valid(serializer: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from runs.enums import ACTIVE, Ending, Status, StopIntent
 from runs.hosts import SILENT_AFTER
 from runs.models import Attempt, Host, Run, RunEvent, Slot
 
+STAFF_ONLY = "Only staff can change hosts and their slots. Ask whoever runs this installation."
 SILENT = (
     "Nothing is heard of {host}. The run may still be training there; it is followed again as soon as the host is back."
 )

@@ -18,8 +18,6 @@ from runs.enums import Status
 from runs.models import Host, Slot
 from runs.views import HtmxRequest
 
-STAFF_ONLY = "Only staff can change hosts and their slots. Ask whoever runs this installation."
-
 
 @require_safe
 def list_hosts(request: HtmxRequest) -> HttpResponse:
@@ -38,7 +36,7 @@ def _hosts(request: HttpRequest) -> dict[str, Any]:
 
 def _for_staff(request: HttpRequest) -> None:
     if not signed_in(request).is_staff:
-        raise NotAllowed(STAFF_ONLY)
+        raise NotAllowed(fleet.STAFF_ONLY)
 
 
 def _done(request: HtmxRequest, action: str, subject: Host | Slot, message: str) -> HttpResponse:

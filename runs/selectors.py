@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import Count, Exists, Max, OuterRef, Prefetch, QuerySet
+from django.db.models import Exists, Max, OuterRef, Prefetch, QuerySet
 
 from lorapilot.models import User
 from runs import waiting
@@ -36,20 +36,11 @@ def active_runs(user: Any) -> QuerySet[Run]:
 
 # --- The queue --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
-class Wait:
-    """How a queued run stands."""
-
-    place: int = 0  # 1 starts next; 0: it is held, or does not wait
-    starts_at: datetime | None = None  # a forecast
-    reason: str = ""  # what else than its turn keeps it
-
-
-@dataclass(frozen=True, slots=True)
 class QueueRow:
     """A queued run as the list shows it to somebody."""
 
     run: Run
-    wait: Wait
+    wait: waiting.Wait
     can_change: bool
     is_first: bool  # of its owner's own of the same priority; as the next one, only told to those who may change it
     is_last: bool
@@ -63,18 +54,17 @@ def queue_rows(user: User) -> list[QueueRow]:
     seen = {run.pk: run for run in list_runs(user).filter(status=Status.QUEUED)}
     if not seen:
         return []
-    order = waiting.queue_in_order()
-    waits = _waits(order)
+    queue = waiting.Queue()
     own = _own_order(list(seen.values()))
     rows = []
-    for found in _with_held(order, [run for run in seen.values() if run.held_at]):
+    for found in queue.with_held([run for run in seen.values() if run.held_at]):
         run = seen.get(found.pk)
         if run is not None:
             siblings = own[run.owner_id, run.priority]
             rows.append(
                 QueueRow(
                     run=run,
-                    wait=waits.get(run.pk, Wait()),
+                    wait=queue.wait_of(run),
                     can_change=run.is_editable_by(user),
                     is_first=siblings[0] == run.pk,
                     is_last=siblings[-1] == run.pk,
@@ -83,43 +73,12 @@ def queue_rows(user: User) -> list[QueueRow]:
     return rows
 
 
-def wait_of(run: Run) -> Wait:
-    """How one run stands among everybody's."""
-    if run.status != Status.QUEUED or run.held_at is not None:
-        return Wait()
-    return _waits(waiting.queue_in_order(), only=run.pk).get(run.pk, Wait())
-
-
-def _waits(order: list[Run], *, only: int | None = None) -> dict[int, Wait]:
-    starts, places = waiting.forecast(), waiting.open_slots()
-    return {
-        run.pk: Wait(place, starts.get(run.pk), waiting.reason_to_wait(run, open_places=places))
-        for place, run in enumerate(order, start=1)
-        if only in (None, run.pk)
-    }
-
-
 def _own_order(queued: list[Run]) -> dict[tuple[int, int], list[int]]:
     """The keys of each owner's queued runs of one priority, as the owner ordered them."""
     own: dict[tuple[int, int], list[int]] = defaultdict(list)
     for run in sorted(queued, key=lambda run: (run.place, run.pk)):
         own[run.owner_id, run.priority].append(run.pk)
     return own
-
-
-def _with_held(order: list[Run], held: list[Run]) -> list[Run]:
-    """`order` with each held run in front of the one that it would start before."""
-    if not held:
-        return order
-    counts = Run.objects.filter(status__in=ACTIVE).values("owner").annotate(count=Count("pk"))
-    training = {row["owner"]: row["count"] for row in counts}
-    before: dict[int, list[Run]] = defaultdict(list)
-    for run in waiting.in_order(held, training):
-        before[waiting.in_order([*order, run], training).index(run)].append(run)
-    rows = []
-    for place in range(len(order) + 1):
-        rows += [*before[place], *order[place : place + 1]]
-    return rows
 
 
 # --- Hosts ------------------------------------------------------------------------------------------------------------

@@ -20,26 +20,6 @@ from runs.stacks import STACKS
 PRIORITIES = "-1 (low), 0 (normal) or 1 (high, which staff give)."
 
 
-class Queue:
-    """Where waiting runs stand. Read once for all rows of an answer, and only when one of them waits."""
-
-    @cached_property
-    def order(self) -> list[Run]:
-        return waiting.queue_in_order()
-
-    @cached_property
-    def places(self) -> dict[int, int]:
-        return {run.pk: place for place, run in enumerate(self.order, start=1)}
-
-    @cached_property
-    def starts(self) -> dict[int, datetime]:
-        return waiting.forecast()
-
-    @cached_property
-    def open_places(self) -> list[waiting.Place]:
-        return waiting.open_slots()
-
-
 class RunSerializer(serializers.ModelSerializer[Run]):
     owner = serializers.CharField(source="owner.username")
     dataset = serializers.CharField(source="dataset_version.name")
@@ -67,8 +47,8 @@ class RunSerializer(serializers.ModelSerializer[Run]):
         )  # fmt: skip
 
     @cached_property
-    def queue(self) -> Queue:
-        return self.context.get("queue") or Queue()
+    def queue(self) -> waiting.Queue:
+        return self.context.get("queue") or waiting.Queue()
 
     def get_slot(self, run: Run) -> str | None:
         return str(run.slot) if run.slot else None

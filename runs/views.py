@@ -191,7 +191,7 @@ def _status(request: HttpRequest, run: Run) -> dict[str, Any]:
     can_change = run.is_editable_by(request.user)
     return {
         "can_change": can_change,
-        "wait": selectors.wait_of(run),
+        "wait": waiting.Queue().wait_of(run),
         "host": run.slot.host if run.slot else None,
         "saves_on_stop": run.stack in STACKS and STACKS[run.stack].saves_on_stop,
         "state_step": services.newest_state_step(run) if run.is_active else 0,

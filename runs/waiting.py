@@ -9,10 +9,11 @@ Plain data in, plain data out: dispatch and the pages ask the same functions, so
 from __future__ import annotations
 
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 
 from django.db.models import Count, F
 from django.utils import timezone
@@ -41,9 +42,60 @@ def in_order(waiting: Iterable[Run], training: Mapping[int, int]) -> list[Run]:
 
 def queue_in_order() -> list[Run]:
     """All runs that wait and are not held, as they start."""
-    waiting = Run.objects.filter(status=Status.QUEUED, held_at__isnull=True).select_related("base_model")
-    training = Run.objects.filter(status__in=ACTIVE).values("owner").annotate(count=Count("pk"))
-    return in_order(waiting, {row["owner"]: row["count"] for row in training})
+    return Queue().order
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """How a queued run stands."""
+
+    place: int = 0  # 1 starts next; 0: it is held, or does not wait
+    starts_at: datetime | None = None  # a forecast
+    reason: str = ""  # what else than its turn keeps it
+
+
+class Queue:
+    """The queue at one moment. Each part is read once, and only when it is asked for."""
+
+    @cached_property
+    def training(self) -> dict[int, int]:
+        """How many runs each owner (by id) has on slots."""
+        counts = Run.objects.filter(status__in=ACTIVE).values("owner").annotate(count=Count("pk"))
+        return {row["owner"]: row["count"] for row in counts}
+
+    @cached_property
+    def order(self) -> list[Run]:
+        """The runs that wait and are not held, as they start."""
+        waiting = Run.objects.filter(status=Status.QUEUED, held_at__isnull=True).select_related("base_model")
+        return in_order(waiting, self.training)
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        return {run.pk: place for place, run in enumerate(self.order, start=1)}
+
+    @cached_property
+    def starts(self) -> dict[int, datetime]:
+        return forecast(order=self.order)
+
+    @cached_property
+    def open_places(self) -> list[Place]:
+        return open_slots()
+
+    def wait_of(self, run: Run) -> Wait:
+        if run.status != Status.QUEUED or run.held_at is not None:
+            return Wait()
+        reason = reason_to_wait(run, open_places=self.open_places)
+        return Wait(self.places.get(run.pk, 0), self.starts.get(run.pk), reason)
+
+    def with_held(self, held: list[Run]) -> list[Run]:
+        """The order, with each of these held runs in front of the one that it would start before."""
+        before: dict[int, list[Run]] = defaultdict(list)
+        for run in in_order(held, self.training):
+            before[in_order([*self.order, run], self.training).index(run)].append(run)
+        rows: list[Run] = []
+        for place in range(len(self.order) + 1):
+            rows += [*before[place], *self.order[place : place + 1]]
+        return rows
 
 
 @dataclass(frozen=True, slots=True)
