@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 
-from django.db.models import Count, F
+from django.db.models import Count
 from django.utils import timezone
 
 from runs import disk
@@ -180,30 +180,40 @@ def forecast(now: datetime | None = None, *, order: list[Run] | None = None) -> 
 
 
 class _Speeds:
-    """How long runs take, from what runs of the same trainer, model and size of step took. One query for each kind."""
+    """How long runs take, from what runs of the same trainer, model and device took: those with steps of the same size
+    if there are any, else all, in proportion to the pixels of a step. One query for each kind."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], float | None] = {}
+        self._known: dict[tuple[object, ...], list[Run]] = {}
 
     def seconds_for(self, run: Run) -> float | None:
         """What is left of a run; None when nobody can tell."""
         if run.eta_seconds is not None:
             return run.eta_seconds
-        if run.steps_per_second:  # of an earlier attempt
-            return (run.total_steps - run.step) / run.steps_per_second
-        speed = self._speed(run)
+        speed = run.steps_per_second or self._speed(run)  # the first is of an earlier attempt
         return (run.total_steps - run.step) / speed if speed else None
 
     def _speed(self, run: Run) -> float | None:
-        kind = self._kind(run)
+        alike = self._alike(run)
+        same_size = [other for other in alike if pixels_of_a_step(other) == pixels_of_a_step(run)]
+        speeds = [
+            (other.steps_per_second or 0.0) * pixels_of_a_step(other) / pixels_of_a_step(run)
+            for other in (same_size or alike)[:SPEEDS_OF]
+        ]
+        return statistics.median(speeds) if speeds else None
+
+    def _alike(self, run: Run) -> list[Run]:
+        kind = (run.stack, run.base_model_id, run.device)
         if kind not in self._known:
-            alike = Run.objects.filter(
-                status=Status.SUCCEEDED, stack=run.stack, base_model=run.base_model_id, steps_per_second__gt=0
-            ).order_by(F("finished_at").desc())[:100]
-            speeds = [other.steps_per_second or 0.0 for other in alike if self._kind(other) == kind]
-            self._known[kind] = statistics.median(speeds[:SPEEDS_OF]) if speeds else None
+            ended = Run.objects.filter(status=Status.SUCCEEDED, steps_per_second__gt=0)
+            ended = ended.filter(stack=run.stack, base_model=run.base_model_id, device=run.device)
+            self._known[kind] = list(
+                ended.order_by("-finished_at").only("spec", "adaptations", "steps_per_second")[:50]
+            )
         return self._known[kind]
 
-    def _kind(self, run: Run) -> tuple[object, ...]:
-        size = (run.spec.get(name) for name in ("resolution", "batch_size", "gradient_accumulation_steps", "gpus"))
-        return run.stack, run.base_model_id, run.device, *size
+
+def pixels_of_a_step(run: Run) -> int:
+    settings = run.spec | run.adaptations
+    pictures = settings["batch_size"] * settings["gradient_accumulation_steps"] * settings.get("gpus", 1)
+    return int(pictures * settings["resolution"] ** 2)

@@ -168,6 +168,15 @@ def test_forecast_goes_by_the_time_left_and_by_runs_alike(workspace, alice, hand
     assert starts() == {}
 
 
+def test_forecast_of_other_steps_is_in_proportion_to_their_pixels(workspace, alice, handed_out):
+    done, first = (make_run(alice, output_name=name) for name in ("done", "first"))
+    make_run(alice, output_name="second")
+    Run.objects.filter(pk=done.pk).update(status="succeeded", finished_at=NOW, steps_per_second=0.04)
+    Run.objects.filter(pk=first.pk).update(spec=first.spec | {"batch_size": 3})
+    make_slot()
+    assert starts() == {"first": 0, "second": 300}
+
+
 def test_forecast_leaves_out_what_nobody_can_tell(workspace, alice, handed_out):
     for name in ("first", "second"):
         make_run(alice, output_name=name)
