@@ -22,6 +22,7 @@ SHOTS = [
     ("run-dark", "/runs/{run}/", DESK, "dark", "all"),
     ("run-phone", "/runs/{run}/", PHONE, "light", "screen"),
     ("runs", "/runs/", DESK, "light", "screen"),
+    ("hosts", "/hosts/", DESK, "light", "screen"),
     ("new-run", "/runs/new/?dataset={dataset}&base_model={model}", DESK, "dark", "screen"),
     ("dataset", "/datasets/{dataset}/", DESK, "light", "screen"),
     ("models", "/models/", DESK, "dark", "screen"),
