@@ -13,6 +13,7 @@ import random
 import shutil
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,14 +24,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.chaos.faults import FAULTS, Fault, RedisServer, Scene
+from tests.chaos.faults import FAULTS, Fault, RedisServer, Scene, set_clock
 from tests.chaos.installation import Installation, Witness, mounted
 from tests.chaos.invariants import broken, seconds_to_truth, wait_for_end, weights_of
 from tests.chaos.proxy import Proxy
 from tests.services import POSTGRES, postgres_url
 
 SMALL_DISK_MIB = 256
-CLOCK_LIBRARY = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+CLOCK_SOURCE = Path(__file__).with_name("clock.c")
 
 
 @dataclass
@@ -86,14 +87,11 @@ def surroundings(database: str, folder: Path, *, kind: str = "") -> Iterator[Sur
             stack.enter_context(mounted(folder / "ws" / "outputs", SMALL_DISK_MIB))
             environment["DISK_FLOOR_GIB"] = "0"
         if kind == "clock":
-            (folder / "clock").parent.mkdir(parents=True, exist_ok=True)
-            (folder / "clock").write_text("+0s\n")
-            environment |= {
-                "LD_PRELOAD": CLOCK_LIBRARY,
-                "FAKETIME_TIMESTAMP_FILE": str(folder / "clock"),
-                "FAKETIME_NO_CACHE": "1",
-                "DONT_FAKE_MONOTONIC": "1",
-            }
+            folder.mkdir(parents=True, exist_ok=True)
+            library = folder / "clock.so"
+            subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(CLOCK_SOURCE), "-ldl"], check=True)
+            set_clock(folder / "clock", 0)
+            environment |= {"LD_PRELOAD": str(library), "CHAOS_CLOCK": str(folder / "clock")}
         installation = Installation(folder, environment, hosts=("ada", "bob") if kind == "fleet" else ())
         stack.callback(installation.stop)
         installation.start()
@@ -143,8 +141,8 @@ def why_not(kind: str, database: str) -> str:
     """Why a kind of installation cannot be had here; empty when it can."""
     if kind == "fleet" and database == "sqlite":
         return "several hosts need PostgreSQL"
-    if kind == "clock" and not Path(CLOCK_LIBRARY).exists():
-        return "libfaketime is not installed (apt install faketime)"
+    if kind == "clock" and not shutil.which("cc"):
+        return "a C compiler makes the clock that can be set (apt install gcc libc6-dev)"
     if kind == "small disk":
         with tempfile.TemporaryDirectory() as folder:
             try:
