@@ -22,21 +22,29 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
-    """Put a folder with these files at `path`, replacing what was there; raises OSError and leaves no trace."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    """Put a folder with these files at `path`, replacing what was there; raises OSError and leaves no trace.
+
+    The files are written in the order given. What was there stays until the new folder is complete.
+    """
+    temporary, former = (path.with_name(f".{path.name}.{os.getpid()}{ending}.tmp") for ending in ("", "-former"))
+    for leftover in (temporary, former):
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         for name, content in files.items():
             _write_synced(temporary / name, content)
         _sync_folder(temporary)
+        # a folder cannot be renamed onto one that has files; two renames are over at once, emptying it is not
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(former)
         temporary.rename(path)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
+        if former.exists():
+            former.rename(path)
         raise
     _sync_folder(path.parent)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def _write_synced(path: Path, content: bytes) -> None:

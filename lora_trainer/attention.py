@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from lora_trainer.errors import ConfigError
+from lora_trainer.errors import ConfigError, explain
 
 
 def choose_attention(unet: Any, wanted: str, device: torch.device) -> str:
@@ -30,6 +30,8 @@ def _try_xformers(device: torch.device) -> str:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         query = torch.randn(1, 16, 2, 64, device=device, dtype=dtype, requires_grad=True)
         memory_efficient_attention(query, query, query).sum().backward()
-    except Exception as error:  # noqa: BLE001 - whatever a broken build raises
+    except Exception as error:  # whatever a broken build raises
+        if explain(error):  # out of memory, which says nothing of the build
+            raise
         return str(error).strip().split("\n")[0] or type(error).__name__
     return ""

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -13,13 +14,24 @@ from lora_trainer.architectures import check_model
 from lora_trainer.config import TrainingConfig
 from lora_trainer.console import Console
 from lora_trainer.data import BatchOrder, Dataset, read_dataset, split_validation
-from lora_trainer.errors import FINISHED, STOPPED, ConfigError, StopRequested, TrainerError, explain
+from lora_trainer.errors import (
+    FINISHED,
+    REFUSED,
+    STOPPED,
+    ConfigError,
+    LostProcessError,
+    StopRequested,
+    TrainerError,
+    explain,
+)
 from lora_trainer.events import EventLog
 from lora_trainer.plan import Plan, make_plan, make_schedule
 from lora_trainer.stop import StopSignal
 
 INTERNAL_SENTENCE = "The trainer failed because of a fault of its own; the traceback is above. Please report it."
 FILE_COMMANDS = ("inspect", "verify")
+FIRST_SPEAKS_SECONDS = 1.0
+"""What ends all processes of a run at once is told by the first one: so long the others wait for it."""
 
 
 def main(arguments: list[str]) -> int:
@@ -38,7 +50,7 @@ def main(arguments: list[str]) -> int:
         table = configuration.read_table(options.config)
         if not (options.dry_run or options.print_config):
             path = configuration.events_path_of(table)
-            events = EventLog(path if is_first else Path(os.devnull)) if path else None
+            events = EventLog(path, is_first=is_first) if path else None
         config = configuration.from_table(table)
         if options.print_config:
             console.line(configuration.to_toml(config))
@@ -47,7 +59,7 @@ def main(arguments: list[str]) -> int:
             return _dry_run(config, console)
         return _train(config, events, console)
     except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
-        return _fail(error, events, console)
+        return _fail(error, events, console) if is_first else _fail_beside_others(error, events)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,13 +91,14 @@ def _train(config: TrainingConfig, events: EventLog, console: Console) -> int:
 
     accelerator = make_accelerator(config, events, console)
     try:
-        return train(config, dataset, held_back, accelerator=accelerator, events=events, console=console, stop=stop)
+        status = train(config, dataset, held_back, accelerator=accelerator, events=events, console=console, stop=stop)
     except StopRequested:
         events.emit("stopped", step=0, checkpoint=None, state=None)
         console.line("Stopped before the first step; nothing was saved.")
-        return STOPPED
-    finally:
-        accelerator.end_training()
+        status = STOPPED
+    # not after an error: other processes notice it by the broken connection, which must not come before the event
+    accelerator.end_training()
+    return status
 
 
 def _dry_run(config: TrainingConfig, console: Console) -> int:
@@ -135,12 +148,31 @@ def _report_dataset(dataset: Dataset, held_back: Dataset, console: Console) -> N
 def _fail(error: BaseException, events: EventLog | None, console: Console) -> int:
     """Say in one sentence why the run ends, as its last line and as an event; a traceback only for our own faults."""
     known = explain(error)
-    if known is None:
-        console.end_progress()
-        traceback.print_exception(error, file=sys.stdout)
-        known = TrainerError(INTERNAL_SENTENCE)
+    if isinstance(known, LostProcessError) and events is not None and events.has_ended():
+        return known.exit_status  # the other one has said why
+    told = known or TrainerError(INTERNAL_SENTENCE)
+    # the disk may be what is full, also for stdout
     if events is not None:
-        with contextlib.suppress(OSError):  # the disk may be what is full
-            events.emit("error", code=known.code, message=str(known))
-    console.line(f"Error: {known}")
-    return known.exit_status
+        with contextlib.suppress(OSError):
+            events.emit_error(told.code, str(told))
+    try:
+        if known is None:
+            console.end_progress()
+            traceback.print_exception(error, file=sys.stdout)
+        console.line(f"Error: {told}")
+    except OSError:
+        _drop_unwritten()
+    return told.exit_status
+
+
+def _fail_beside_others(error: BaseException, events: EventLog | None) -> int:
+    """`_fail` for all processes but the first: silent about what the first one tells as well."""
+    time.sleep(FIRST_SPEAKS_SECONDS)
+    known = explain(error)
+    is_told = events is None or events.has_ended() or (known is not None and known.exit_status == REFUSED)
+    return (known or TrainerError).exit_status if is_told else _fail(error, events, Console())
+
+
+def _drop_unwritten() -> None:
+    """What stdout still holds has no place to go. Python would try once more at its end, and exit with 120 for it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

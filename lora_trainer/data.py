@@ -4,6 +4,7 @@ Torch-free: the dry run reports on a dataset in a fraction of a second. Pictures
 """
 
 import hashlib
+import itertools
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -219,6 +220,17 @@ class BatchOrder:
         batches = self._batches_of_all(number)
         places = range(self._rank, self.batches_per_epoch * self._world_size, self._world_size)
         return [batches[place % len(batches)] for place in places]
+
+    def images_before(self, epoch: int, batch: int) -> int:
+        """Pictures that all processes together use in the epoch before this one of each process's batches."""
+        return sum(map(len, self._batches_of_all(epoch)[: batch * self._world_size]))
+
+    def batch_after(self, epoch: int, images: int) -> int:
+        """The first batch of each process before which they use at least so many pictures of the epoch. Inverse of
+        `images_before` in the same order; in one of other batches, it is rounded up to a whole batch."""
+        used = itertools.accumulate(map(len, self._batches_of_all(epoch)), initial=0)
+        batches = next(number for number, total in enumerate(used) if total >= images)
+        return -(-batches // self._world_size)
 
     def _batches_of_all(self, number: int) -> list[list[int]]:
         generator = random.Random(f"{self._seed}/{number}")  # noqa: S311 - reproducible, not secret

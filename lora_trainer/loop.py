@@ -11,8 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from lora_trainer import adapter
+from lora_trainer import adapter, adapting
 from lora_trainer.adapter import LoraPair
+from lora_trainer.adapting import Setup
 from lora_trainer.architectures.base import UNET, BaseModel, Conditioning
 from lora_trainer.captions import CaptionRules
 from lora_trainer.config import TrainingConfig
@@ -22,7 +23,7 @@ from lora_trainer.encoding import Latents, Texts, draw_use, time_ids
 from lora_trainer.errors import ConfigError
 from lora_trainer.noise import NoiseProcess
 from lora_trainer.optimizers import effective_rate, evaluation_weights, make_optimizer
-from lora_trainer.plan import Plan, make_schedule
+from lora_trainer.plan import Place, Plan, make_plan, make_schedule
 from lora_trainer.state import TrainingState
 
 
@@ -84,6 +85,12 @@ class Loop:
         self._texts = texts
         self._noise = noise
         self._order = order
+        self._setup = Setup.of(
+            config,
+            images=len(pictures),
+            images_per_epoch=sum(picture.repeats for picture in pictures),
+            batches_per_epoch=plan.batches_per_epoch,
+        )
         self._captions = CaptionRules.from_config(config)
         self._schedule = make_schedule(config, plan.total_steps)
         self._trains_text = any(pair.part != UNET for pair in pairs)
@@ -160,6 +167,7 @@ class Loop:
     def state(self, validation: dict[str, Any], recipe: str) -> TrainingState:
         """Everything that the next step depends on. All processes have to call it. `recipe`: see `recipe_digest`."""
         scaler = self._accelerator.scaler
+        epoch = self.plan.epoch_of(self.step)
         generators = {
             "noise": self._generator.get_state(),
             "torch": torch.get_rng_state(),
@@ -175,19 +183,24 @@ class Loop:
             generators=gather_object([generators]),
             validation=validation,
             recipe=recipe,
+            epoch=epoch,
+            epoch_images=self._order.images_before(epoch, self.plan.batches_of(self.step).start),
+            setup=self._setup,
         )
 
-    def restore(self, state: TrainingState) -> None:
-        """Go back to a saved moment; ConfigError when it belongs to another LoRA, dataset or number of processes."""
+    def restore(self, state: TrainingState) -> list[str]:
+        """Go back to a saved moment; returns `adapting.differences`, what goes on otherwise than it was. ConfigError
+        when the state belongs to another LoRA, dataset or number of processes."""
         if len(state.generators) != self._accelerator.num_processes:
             raise ConfigError(f"'resume': this state is of {len(state.generators)} processes; start as many.")
-        if state.batches_per_epoch != self.plan.batches_per_epoch:
-            raise ConfigError("'resume': the dataset or the batch size has changed since this state was saved.")
+        self._take_up_data(state)
         if bool(state.ema) != bool(self._ema):
             raise ConfigError("'resume': 'ema_decay' was switched on or off since this state was saved.")
         try:
             adapter.load_tensors(self._pairs, state.lora)
-            self._optimizer.optimizer.load_state_dict(state.optimizer)
+            # moments of one optimizer mean nothing to another
+            if state.setup is None or state.setup.optimizer == self._setup.optimizer:
+                self._optimizer.optimizer.load_state_dict(state.optimizer)
             if self._ema and state.ema:
                 self._ema.load_state_dict(state.ema)
         except (ValueError, KeyError) as error:
@@ -196,6 +209,22 @@ class Loop:
             self._accelerator.scaler.load_state_dict(state.scaler)
         self._restore_generators(state.generators[self._accelerator.process_index])
         self.step = state.step
+        return adapting.differences(state.setup, self._setup) if state.setup else []
+
+    def _take_up_data(self, state: TrainingState) -> None:
+        """Go on after as many pictures of the epoch as were seen. In the same batches, that is the very place. In
+        others, it is rounded up to a whole batch, and as their order is another one, some pictures come twice in this
+        epoch and others not at all; from the next one on all is as if it had been so from the start."""
+        if state.setup is None:
+            if state.batches_per_epoch != self.plan.batches_per_epoch:
+                raise ConfigError("'resume': the dataset or the batch size has changed since this state was saved.")
+            return
+        adapting.check_dataset(state.setup, self._setup)
+        epoch, batch = state.epoch, self._order.batch_after(state.epoch, state.epoch_images)
+        if batch == self.plan.batches_per_epoch:
+            epoch, batch = epoch + 1, 0
+        self.plan = make_plan(self._config, self.plan.batches_per_epoch, Place(state.step, epoch, batch))
+        self._schedule = make_schedule(self._config, self.plan.total_steps)
 
     def _restore_generators(self, saved: dict[str, Tensor | None]) -> None:
         self._generator.set_state(cast("Tensor", saved["noise"]))

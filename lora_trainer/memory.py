@@ -2,6 +2,7 @@
 
 import torch
 
+from lora_trainer.errors import is_out_of_memory
 from lora_trainer.loop import Loop
 
 USABLE_SHARE = 0.92
@@ -15,7 +16,10 @@ def fits_without_checkpointing(loop: Loop, device: torch.device) -> bool:
     torch.cuda.reset_peak_memory_stats(device)
     try:
         loop.rehearse()
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        # cuBLAS and cuDNN run out of memory in words of their own
+        if not is_out_of_memory(error):
+            raise
         loop.forget_gradients()
         torch.cuda.empty_cache()
         return False

@@ -17,7 +17,7 @@ from transformers.optimization import Adafactor
 
 from lora_trainer.config import TrainingConfig
 from lora_trainer.ema import restored_afterwards
-from lora_trainer.errors import ConfigError
+from lora_trainer.errors import ConfigError, explain
 
 _CLASSES: dict[str, tuple[Any, dict[str, Any]]] = {
     "AdamW": (AdamW, {}),
@@ -88,6 +88,8 @@ def _eight_bit_adamw(device: torch.device) -> Any:
         advice = "Install it (pip install bitsandbytes), or use 'AdamW'."
         raise ConfigError(f"'optimizer_type' = 'AdamW8bit' needs the package bitsandbytes. {advice}") from error
     except Exception as error:
+        if explain(error):  # out of memory, which says nothing of the package
+            raise
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ConfigError(
             f"'optimizer_type' = 'AdamW8bit' does not work on this machine's {device.type} ({reason}). Use 'AdamW'."

@@ -1,10 +1,10 @@
 """How many steps a configuration means on a dataset. Torch-free: the dry run shows the same numbers that are trained.
 
 A step never crosses an epoch, as in sd-scripts: the last step of an epoch may have fewer than
-`gradient_accumulation_steps` batches. So the place in the data is a function of the step alone.
+`gradient_accumulation_steps` batches. So the place in the data is a function of the step and of where the plan begins.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lora_trainer.config import TrainingConfig
 from lora_trainer.errors import ConfigError
@@ -15,6 +15,16 @@ POLYNOMIAL_END = 1e-7
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where in the data a step begins: `step` are finished, and `batch` of the epoch's batches are used up."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    """Of each process."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """Steps and epochs of a run. Epochs and steps are counted from 0 here."""
 
@@ -22,6 +32,8 @@ class Plan:
     batches_per_epoch: int
     """Of each process."""
     accumulation: int
+    start: Place = Place()
+    """Where a resumed run takes up the data. Without other batches than before, that changes nothing."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -30,20 +42,33 @@ class Plan:
     @property
     def epochs(self) -> int:
         """Epochs that are begun."""
-        return -(-self.total_steps // self.steps_per_epoch)
+        return self.epoch_of(self.total_steps - 1) + 1
+
+    @property
+    def steps_left_at_start(self) -> int:
+        """Steps in the rest of the epoch in which the plan begins."""
+        return -(-(self.batches_per_epoch - self.start.batch) // self.accumulation)
 
     def epoch_of(self, step: int) -> int:
-        """The epoch in which the step that comes after `step` finished ones lies."""
-        return step // self.steps_per_epoch
+        """The epoch in which the step that comes after `step` finished ones lies. Of the steps before the start, only
+        the last one is known."""
+        done = step - self.start.step
+        if done < 0:
+            return max(0, self.start.epoch - (self.start.batch == 0))
+        later = done - self.steps_left_at_start
+        return self.start.epoch if later < 0 else self.start.epoch + 1 + later // self.steps_per_epoch
 
     def batches_of(self, step: int) -> slice:
         """Which of the epoch's batches that step uses."""
-        first = step % self.steps_per_epoch * self.accumulation
+        done = step - self.start.step
+        later = done - self.steps_left_at_start
+        steps, first = (done, self.start.batch) if later < 0 else (later % self.steps_per_epoch, 0)
+        first += steps * self.accumulation
         return slice(first, first + self.accumulation)
 
     def ends_epoch(self, step: int) -> bool:
-        """True when `step` finished steps are a whole number of epochs."""
-        return step > 0 and step % self.steps_per_epoch == 0
+        """True when an epoch ends with the last of `step` finished steps."""
+        return step > 0 and self.epoch_of(step) > self.epoch_of(step - 1)
 
     def is_due(self, step: int, *, steps: int = 0, epochs: int = 0) -> bool:
         """True when something that happens every so many steps, or epochs, is due after `step` finished ones."""
@@ -51,11 +76,14 @@ class Plan:
         return by_steps or (epochs > 0 and self.ends_epoch(step) and self.epoch_of(step) % epochs == 0)
 
 
-def make_plan(config: TrainingConfig, batches_per_epoch: int) -> Plan:
-    """`max_train_epochs`, when set, decides the steps, as in sd-scripts."""
-    per_epoch = -(-batches_per_epoch // config.gradient_accumulation_steps)
-    total = config.max_train_epochs * per_epoch if config.max_train_epochs else config.max_train_steps
-    return Plan(total, batches_per_epoch, config.gradient_accumulation_steps)
+def make_plan(config: TrainingConfig, batches_per_epoch: int, start: Place = Place()) -> Plan:
+    """`max_train_epochs`, when set, decides the steps, as in sd-scripts; never fewer than are done at the start."""
+    plan = Plan(config.max_train_steps, batches_per_epoch, config.gradient_accumulation_steps, start)
+    if not config.max_train_epochs:
+        return plan
+    epochs_after = config.max_train_epochs - start.epoch - 1
+    total = start.step + plan.steps_left_at_start + epochs_after * plan.steps_per_epoch
+    return replace(plan, total_steps=max(start.step, total))
 
 
 def make_schedule(config: TrainingConfig, total_steps: int) -> Schedule:

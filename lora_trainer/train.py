@@ -1,6 +1,7 @@
 """One training run, top to bottom: set up the machine, load the model, encode the dataset, loop, save."""
 
 import dataclasses
+import gc
 import math
 import os
 import resource
@@ -8,13 +9,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
+from PIL import Image
 
-from lora_trainer import adapter
+from lora_trainer import adapter, adapting
 from lora_trainer.adapter import LoraPair
 from lora_trainer.architectures import load_base_model
 from lora_trainer.architectures.base import UNET, BaseModel, LoadOptions
@@ -26,7 +29,7 @@ from lora_trainer.config import TrainingConfig
 from lora_trainer.console import Console, clock, steps_line
 from lora_trainer.data import BatchOrder, Dataset, Picture
 from lora_trainer.encoding import Latents, Texts
-from lora_trainer.errors import FINISHED, STOPPED, NonFiniteLossError
+from lora_trainer.errors import FINISHED, STOPPED, NonFiniteLossError, StopRequested, is_out_of_memory
 from lora_trainer.events import EventLog
 from lora_trainer.export import DTYPES, read_kohya
 from lora_trainer.loop import Loop, StepResult
@@ -34,11 +37,13 @@ from lora_trainer.memory import fits_without_checkpointing
 from lora_trainer.noise import NoiseProcess
 from lora_trainer.outputs import Outputs
 from lora_trainer.plan import make_plan
+from lora_trainer.prompts import SamplePrompt
 from lora_trainer.sampling import draw_sample
 from lora_trainer.state import load_state, recipe_digest
 from lora_trainer.stop import StopSignal
 from lora_trainer.validation import Validation
 
+WAITING_FOR_OTHERS = timedelta(days=1)
 NON_FINITE_STEPS_ALLOWED = 2
 SPEED_WINDOW_STEPS = 50
 TINY_UNET_PARAMETERS = 20_000_000
@@ -89,7 +94,10 @@ def make_accelerator(config: TrainingConfig, events: EventLog, console: Console)
         events.emit("warning", code="precision_fallback", message=message)
         console.line(f"Warning: {message}")
         precision = "no"
-    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+    # others wait while the first process encodes the pictures or draws samples. Whether it still lives, the launcher
+    # knows.
+    patience = InitProcessGroupKwargs(timeout=WAITING_FOR_OTHERS)
+    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
 
 
 def _set_up(
@@ -142,7 +150,7 @@ def _set_up(
             noise=noise,
         )
     recipe = recipe_digest(config, str(accelerator.device))
-    resumed = _resume(config, loop, validation, recipe, accelerator, console)
+    resumed = _resume(config, loop, validation, recipe, accelerator, events=events, console=console)
     is_checkpointing = _choose_checkpointing(config, model, loop, accelerator, console)
     outputs = Outputs(
         dataclasses.replace(config, gradient_checkpointing=is_checkpointing),
@@ -160,7 +168,7 @@ def _set_up(
     device, precision = _device_name(accelerator), _precision(accelerator)
     events.emit(
         "started",
-        total_steps=plan.total_steps,
+        total_steps=loop.plan.total_steps,
         start_step=loop.step,
         resume=resumed,
         images=len(dataset.pictures),
@@ -173,7 +181,7 @@ def _set_up(
         parameters=trained,
     )
     console.line(f"Training {trained:,} parameters on {device}, precision {precision}")
-    compiler = Compiler(model.unet, plan.total_steps, console) if config.torch_compile else None
+    compiler = Compiler(model.unet, loop.plan.total_steps, console) if config.torch_compile else None
     return Run(config, events, console, stop, accelerator, model, loop, outputs, validation, compiler, recipe)
 
 
@@ -237,18 +245,26 @@ def _resume(
     validation: Validation | None,
     recipe: str,
     accelerator: Accelerator,
+    *,
+    events: EventLog,
     console: Console,
 ) -> str | None:
     """Take up a saved state. `exact`: what follows is, bit for bit, what would have followed without the stop."""
     if not config.resume:
         return None
     state = load_state(Path(config.resume))
-    loop.restore(state)
-    if validation and state.validation:
+    differences = loop.restore(state)
+    # a loss at another resolution is no measure for the best one so far
+    is_comparable = state.setup is None or state.setup.resolution == config.resolution
+    if validation and state.validation and is_comparable:
         validation.verdict.restore(state.validation)
     is_exact = state.recipe == recipe and accelerator.device.type == "cpu" and not config.torch_compile
     how = "exact" if is_exact else "close"
     console.line(f"Resuming after step {loop.step} from {config.resume} ({how})")
+    if differences:
+        message = adapting.sentence(loop.step, differences)
+        events.emit("warning", code="resume_adapted", message=message)
+        console.line(f"Warning: {message}")
     return how
 
 
@@ -442,12 +458,32 @@ def _draw_samples(run: Run) -> None:
         for index, sample in enumerate(prompts):
             if run.stop.requested:
                 break
-            image = draw_sample(run.model, sample, run.accelerator, run.config.sample_sampler)
-            run.outputs.sample(index, sample, image)
+            image = _drawn(run, index, sample)
+            if image:
+                run.outputs.sample(index, sample, image)
             run.console.progress(f"sampling: {index + 1}/{len(prompts)}", force=True)
             run.events.emit("stage", stage="sampling", done=index + 1, total=len(prompts))
     run.console.end_progress()
     run.accelerator.wait_for_everyone()
+
+
+def _drawn(run: Run, index: int, sample: SamplePrompt) -> Image.Image | None:
+    """None, with a warning, when memory does not suffice: a picture less is no reason to end a training."""
+    try:
+        return draw_sample(run.model, sample, run.accelerator, run.config.sample_sampler)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    # not before here: the error's traceback has held on to the tensors
+    gc.collect()
+    torch.cuda.empty_cache()
+    message = (
+        f"Sample {index + 1} after step {run.loop.step} was left out: memory ran out while it was drawn. "
+        f"Give it a smaller width and height than {sample.width}x{sample.height}."
+    )
+    run.events.emit("warning", code="sample_memory", message=message)
+    run.console.line(f"Warning: {message}")
+    return None
 
 
 class _Speed:
@@ -526,7 +562,7 @@ def _finish(run: Run, speed: _Speed) -> int:
 def _stop(run: Run) -> int:
     """Leave as somebody asked, with everything saved that resuming needs."""
     if run.loop.step == 0:
-        run.stop.raise_if_requested()
+        raise StopRequested
     written = run.outputs.checkpoint_of_step() if _is_first(run) else None
     state = _save_state(run)
     if written and state:
@@ -537,4 +573,6 @@ def _stop(run: Run) -> int:
             state=run.outputs.relative(state),
         )
         run.console.line(f"Stopped after step {run.loop.step}; resume from {state}")
+    # a launcher that sees one process end signals the others, which would not finish writing
+    run.accelerator.wait_for_everyone()
     return STOPPED

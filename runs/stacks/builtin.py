@@ -15,7 +15,8 @@ import toml
 from django.conf import settings
 
 from lora_trainer import config as trainer_config
-from lora_trainer.errors import ConfigError
+from lora_trainer.errors import ConfigError, DiskFullError, OutOfMemoryError
+from lora_trainer.state_files import complete_states
 from lorapilot import workspace
 from lorapilot.errors import UserError
 from runs import logfile
@@ -44,6 +45,7 @@ from runs.stacks.base import (
 
 TRAINER = settings.BASE_DIR / "lora_trainer" / "__main__.py"
 EVENTS_FILE = "events.jsonl"
+SAVE_SECONDS = 60
 PRECISION = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 OWN_SCHEDULE = {"AdamWScheduleFree"}
 SAVE_PRECISION = {"fp32": "float", "fp16": "fp16", "bf16": "bf16"}
@@ -86,11 +88,11 @@ class BuiltinStack:
         text = toml.dumps(_config(job, manifest))
         return LaunchPlan(
             files={config: text, job.folder / f"{job.name}.toml": text, manifest: pictures},
-            argv=[sys.executable, "-P", str(TRAINER), str(config)],
-            env=trainer_environment(job, workspace.cache()),
+            argv=[sys.executable, "-P", *_launcher(len(job.device_uuids)), str(TRAINER), str(config)],
+            env=trainer_environment(job, workspace.cache()) | LAUNCHER_ENVIRONMENT,
             cwd=job.folder,
             # The first signal saves weights and state after the step under way; large models take a while to write.
-            stop=[StopStep("SIGINT", 60), StopStep("SIGTERM", 10), StopStep("SIGKILL", 5)],
+            stop=[StopStep("SIGINT", SAVE_SECONDS), StopStep("SIGTERM", 10), StopStep("SIGKILL", 5)],
             not_expressed=_not_expressed(job),
         )
 
@@ -102,27 +104,47 @@ class BuiltinStack:
         return [observation for record in _records(chunk[:end]) for observation in _observe(record)], end
 
     def states(self, folder: Path) -> list[tuple[Path, int]]:
-        found = sorted((folder / "state").glob("step*"), reverse=True)
-        return [(path, int(path.name[4:])) for path in found if (path / "COMPLETE").is_file()]
+        return complete_states(folder / "state")
 
     def outcome(self, folder: Path, attempt_folder: Path, exit_: Exit) -> Outcome:
         last = _last_words(attempt_folder / EVENTS_FILE)
         if "error" in last:
-            return _refused(last["error"])
+            return _refused(last["error"], exit_)
         if "finished" in last and exit_.code == 0:
             return _finished(folder, last["finished"])
         if "stopped" in last:
             return Outcome(Status.STOPPED, _stopped(last["stopped"]))
-        cause = cause_of_death(exit_, logfile.last_words(folder / "_logs" / "train.log", exit_.log_offset))
+        said = logfile.last_words(folder / "_logs" / "train.log", exit_.log_offset)
+        cause = BY_EXIT_CODE.get(exit_.code) or cause_of_death(exit_, said)
         if exit_.stop_requested and cause in (Cause.OWN, Cause.KILLED):
             return Outcome(Status.STOPPED, _ended_hard(exit_))
         return Outcome(**WITHOUT_A_WORD[cause], cause=cause) if cause in WITHOUT_A_WORD else _no_word(exit_)
 
 
+# What accelerate's workers inherit: `-P`, a free port of their own, and as long to save as the stop plan gives.
+LAUNCHER_ENVIRONMENT = {
+    "PYTHONSAFEPATH": "1",
+    "PET_STANDALONE": "1",
+    "PET_SHUTDOWN_TIMEOUT": f"{SAVE_SECONDS}",
+}
+
+
+def _launcher(processes: int) -> list[str]:
+    """Several devices train in one process each, which accelerate starts; CUDA_VISIBLE_DEVICES says on which."""
+    if processes <= 1:
+        return []
+    return [
+        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+    ]
+
+
+# On a full disk there may be no event.
+BY_EXIT_CODE = {OutOfMemoryError.exit_status: Cause.OUT_OF_MEMORY, DiskFullError.exit_status: Cause.DISK_FULL}
 WITHOUT_A_WORD: dict[Cause, dict[str, Any]] = {
     Cause.OUT_OF_MEMORY: {
         "status": Status.FAILED,
-        "reason": "The system killed the trainer because memory ran out. "
+        "reason": "Memory ran out, and the trainer was ended. "
         "Use a smaller batch or resolution, or end other programs, then resume.",
     },
     Cause.KILLED: {"status": Status.ERRORED, "reason": "The trainer was killed from outside."},
@@ -281,12 +303,18 @@ def _last_words(events: Path) -> dict[str, dict[str, Any]]:
     return {record["event"]: record for record in _records(events.read_bytes()) if record.get("event") in wanted}
 
 
-CAUSES = {"out_of_memory": Cause.OUT_OF_MEMORY, "disk_full": Cause.DISK_FULL}
+CAUSES = {
+    "out_of_memory": Cause.OUT_OF_MEMORY,
+    "disk_full": Cause.DISK_FULL,
+    "process_lost": Cause.KILLED,  # one of several that train together
+}
 
 
-def _refused(error: dict[str, Any]) -> Outcome:
+def _refused(error: dict[str, Any], exit_: Exit) -> Outcome:
     ours = error["code"] == "internal"
     cause = CAUSES.get(error["code"], Cause.OWN)
+    if cause == Cause.KILLED and exit_.oom_kills:
+        cause = Cause.OUT_OF_MEMORY
     return Outcome(Status.ERRORED if ours else Status.FAILED, error["message"], cause)
 
 

@@ -27,7 +27,8 @@ STAND_IN = textwrap.dedent(
     def save_state(step):
         path = f"state/step{step:08d}"
         os.makedirs(os.path.join(folder, path), exist_ok=True)
-        open(os.path.join(folder, path, "COMPLETE"), "w").close()
+        for name in ("lora.safetensors", "training.pt", "state.json", "COMPLETE"):
+            open(os.path.join(folder, path, name), "w").close()
         tell("state", path=path, step=step)
     print("hello from the trainer", flush=True)
     start = int(sys.argv[5])

@@ -9,7 +9,7 @@ from lorapilot.errors import UserError
 from runs.enums import DeviceKind, Profile
 from runs.profiles import fill
 from runs.spec import OPTIMIZERS, SCHEDULES, RunSpec
-from runs.stacks.base import CheckpointRemoved, Noted, Started, TrainingJob, TrainingPicture, Validated
+from runs.stacks.base import Cause, CheckpointRemoved, Exit, Noted, Started, TrainingJob, TrainingPicture, Validated
 from runs.stacks.builtin import BuiltinStack
 
 
@@ -96,3 +96,65 @@ def test_parse_tells_validation_removed_files_and_how_exactly_it_goes_on():
         CheckpointRemoved("cat-000001.safetensors"),
     ]
     assert consumed == lines.rindex(b"\n") + 1
+
+
+@pytest.mark.parametrize(
+    ("exit_", "log", "status", "cause"),
+    [
+        (Exit(-9, stop_requested=False, oom_kills=1), b"", "failed", Cause.OUT_OF_MEMORY),
+        (Exit(137, stop_requested=False, oom_kills=1), b"", "failed", Cause.OUT_OF_MEMORY),
+        (Exit(-9, stop_requested=False), b"", "errored", Cause.KILLED),
+        (Exit(-15, stop_requested=False), b"", "errored", Cause.KILLED),
+        (Exit(-9, stop_requested=True, signals=("SIGINT", "SIGKILL"), oom_kills=1), b"", "stopped", Cause.OWN),
+        (Exit(3, stop_requested=False), b"", "failed", Cause.OUT_OF_MEMORY),
+        (Exit(5, stop_requested=False), b"", "failed", Cause.DISK_FULL),
+        (Exit(1, stop_requested=False), b"torch.OutOfMemoryError: CUDA out of memory.", "failed", Cause.OUT_OF_MEMORY),
+        (Exit(1, stop_requested=False), b"RuntimeError: CUBLAS_STATUS_ALLOC_FAILED", "failed", Cause.OUT_OF_MEMORY),
+        (Exit(1, stop_requested=False), b"OSError: [Errno 28] No space left on device", "failed", Cause.DISK_FULL),
+        (Exit(1, stop_requested=False), b"Traceback", "errored", Cause.OWN),
+        (Exit(0, stop_requested=False), b"CUDA out of memory", "errored", Cause.OWN),
+        (Exit(-11, stop_requested=False), b"", "errored", Cause.OWN),
+    ],
+)
+def test_cause_of_an_end_without_a_word(tmp_path, exit_, log, status, cause):
+    (tmp_path / "_logs").mkdir()
+    (tmp_path / "_logs" / "train.log").write_bytes(log)
+    outcome = BuiltinStack().outcome(tmp_path, tmp_path, exit_)
+    assert (outcome.status, outcome.cause) == (status, cause)
+    assert outcome.reason
+
+
+def test_only_the_attempt_s_own_output_tells_why_it_ended(tmp_path):
+    (tmp_path / "_logs").mkdir()
+    before = b"an earlier attempt: CUDA out of memory\n"
+    (tmp_path / "_logs" / "train.log").write_bytes(before + b"Traceback\n")
+    outcome = BuiltinStack().outcome(tmp_path, tmp_path, Exit(1, stop_requested=False, log_offset=len(before)))
+    assert outcome.cause == Cause.OWN
+
+
+@pytest.mark.parametrize(("oom_kills", "cause"), [(0, Cause.KILLED), (1, Cause.OUT_OF_MEMORY)])
+def test_one_of_several_processes_that_is_gone_was_killed(tmp_path, oom_kills, cause):
+    event = '{"v": 1, "event": "error", "at": 1.0, "code": "process_lost", "message": "Another process is gone."}\n'
+    (tmp_path / "events.jsonl").write_text(event)
+    outcome = BuiltinStack().outcome(tmp_path, tmp_path, Exit(1, stop_requested=False, oom_kills=oom_kills))
+    assert outcome.cause == cause
+
+
+def test_several_devices_are_launched_by_accelerate(tmp_path):
+    uuids = ["GPU-a", "GPU-b"]
+    plan = BuiltinStack().compile(
+        TrainingJob(
+            name="cat",
+            folder=tmp_path,
+            attempt_folder=tmp_path,
+            spec=RunSpec(gpus=2),
+            base_model=tmp_path,
+            architecture="sdxl",
+            pictures=(),
+            device=DeviceKind.CUDA,
+            device_uuids=uuids,
+        )
+    )
+    assert plan.argv[1:7] == ["-P", "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    assert plan.env["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
+    assert plan.env["PET_SHUTDOWN_TIMEOUT"] == str(plan.stop[0].grace_seconds)

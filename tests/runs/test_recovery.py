@@ -148,8 +148,10 @@ def test_progress_between_interruptions_starts_the_count_anew(run, handed_out):
     assert endings.in_a_row(run, newest) == 3
     newest.start_step = 20
     assert endings.in_a_row(run, newest) == 0
-    (run.folder / "state" / "step00000040").mkdir(parents=True)
-    (run.folder / "state" / "step00000040" / "COMPLETE").touch()
+    state = run.folder / "state" / "step00000040"
+    state.mkdir(parents=True)
+    for name in ("lora.safetensors", "training.pt", "state.json", "COMPLETE"):
+        (state / name).touch()
     newest.start_step = 0
     assert endings.in_a_row(run, newest) == 0
 
