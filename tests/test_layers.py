@@ -28,7 +28,9 @@ MAY_IMPORT = {
     "runs": {"lorapilot", "datasets", "models_registry", "runs"},
     "lora_trainer": {"lora_trainer"},
 }
-SHARED_WITH_THE_TRAINER = {f"lora_trainer.{name}" for name in ("buckets", "config", "errors", "safetensors_header", "state_files")}
+SHARED_WITH_THE_TRAINER = {
+    f"lora_trainer.{name}" for name in ("buckets", "config", "errors", "safetensors_header", "state_files")
+}
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "tensorboard", "xformers"}
 WITHOUT_DJANGO = [
     *(path.relative_to(ROOT) for path in sorted((ROOT / "lora_trainer").rglob("*.py"))),

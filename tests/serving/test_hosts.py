@@ -106,7 +106,8 @@ def test_three_hosts_share_the_runs_and_a_dead_one_s_run_goes_on_elsewhere(fleet
         client.call("POST", f"/hosts/{host}/declare-dead/")
     os.kill(workers[host].pid, signal.SIGKILL)  # its trainer goes on, as behind a cut cable
     with psycopg.connect(url, autocommit=True) as database:  # half a minute passes
-        database.execute("UPDATE runs_host SET heartbeat_at = heartbeat_at - interval '5 minutes' WHERE name = %s", [host])
+        earlier = "UPDATE runs_host SET heartbeat_at = heartbeat_at - interval '5 minutes' WHERE name = %s"
+        database.execute(earlier, [host])
     wait_until(lambda: client.call("GET", f"/hosts/{host}/")["condition"] == "lost")
     assert look(client, moved)["status"] == "running"  # nothing is taken from a silent host
     client.call("POST", f"/hosts/{host}/declare-dead/")
