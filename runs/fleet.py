@@ -58,14 +58,16 @@ def declare_dead(host: Host, *, actor: User) -> list[Run]:
     if not silent.update(dead_at=Now(), lost_at=Coalesce("lost_at", Now())):
         raise Conflict(f"{host} is heard of. Drain it instead, or stop its worker and wait half a minute.")
     open_attempts = Attempt.objects.filter(slot__host=host, ended_at=None).select_related("run", "slot__host")
-    moved = [attempt.run for attempt in open_attempts if _take_away(attempt, actor)]
+    moved = [
+        attempt.run for attempt in open_attempts if _take_away(attempt, actor, services.newest_state_step(attempt.run))
+    ]
     dispatch()
     host.refresh_from_db()
     return moved
 
 
 @transaction.atomic
-def _take_away(attempt: Attempt, actor: User) -> bool:
+def _take_away(attempt: Attempt, actor: User, saved_step: int) -> bool:
     open_ = Attempt.objects.filter(pk=attempt.pk, ended_at=None)
     if not open_.update(ended_at=timezone.now(), ending=Ending.MOVED, lease=None, lease_at=None):
         return False
@@ -77,7 +79,7 @@ def _take_away(attempt: Attempt, actor: User) -> bool:
         run,
         old=Status(run.status),
         actor=actor,
-        message=f"{host}. {services.where_it_goes_on(run)}",
+        message=f"{host}. {services.where_it_goes_on(saved_step)}",
         held_at=timezone.now() if run.stop_intent == StopIntent.PAUSE else None,
     )
 

@@ -232,7 +232,7 @@ def resume_run(run: Run, *, actor: User, less_memory: bool = False) -> Run:
     if missing := missing_files(run.base_model):
         raise UserError(f"{run.base_model.name} cannot be trained on: {' '.join(missing)}")
     changes: dict[str, Any] = {"queued_at": timezone.now(), "place": place_at(timezone.now()), "held_at": None}
-    message = where_it_goes_on(run)
+    message = where_it_goes_on(newest_state_step(run))
     if less_memory:
         rung = memory_ladder.next_rung(memory_ladder.effective(run.spec, run.adaptations), device_of(run))
         if rung is None:
@@ -289,8 +289,8 @@ def newest_state_step(run: Run) -> int:
     return state[1] if state else 0
 
 
-def where_it_goes_on(run: Run) -> str:
-    step = newest_state_step(run)
+def where_it_goes_on(step: int) -> str:
+    """In words; `step` is that of the newest state."""
     return f"It goes on from step {step}." if step else "It starts again from step 0."
 
 

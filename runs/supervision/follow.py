@@ -28,7 +28,7 @@ from lorapilot.errors import UserError
 from models_registry.selectors import absolute_path
 from runs import disk, logfile, memory_ladder, services
 from runs.dispatch import dispatch, hand_out
-from runs.endings import conclude, ending_of
+from runs.endings import End, conclude, ending_of
 from runs.enums import DeviceKind, Status, StopIntent
 from runs.models import Attempt, Run, RunEvent
 from runs.reports import store_observations
@@ -253,11 +253,12 @@ class _Slice:
         return self._end(Outcome(Status.ERRORED, "Its process was already gone.", Cause.KILLED), code=None)
 
     def _end(self, outcome: Outcome, *, code: int | None) -> bool:
+        end = End(outcome, code, services.newest_state_step(self.run))
         with transaction.atomic():
             self.run.refresh_from_db()
             self.attempt.ending = ending_of(self.run, outcome)
             self._close(code=code)
-            conclude(self.run, self.attempt, outcome, code=code)
+            conclude(self.run, self.attempt, end)
             transaction.on_commit(dispatch)
         return True
 
