@@ -22,7 +22,7 @@ from lorapilot.access import get_visible
 from lorapilot.models import User
 from lorapilot.services import redeem_ticket
 from runs import logfile
-from runs.follower import FRAME_BYTES, Follower, log_frame, status_message, to_json
+from runs.follower import FRAME_BYTES, Follower, log_frame, to_json
 from runs.models import Run
 from runs.selectors import metric_points
 
@@ -96,8 +96,8 @@ class RunConsumer(AsyncWebsocketConsumer):
         place = follower.points_end  # before the history is read: what comes twice, comes under the same step
         size = await asyncio.to_thread(logfile.size, run.log_path)
         offset = await asyncio.to_thread(self._first_offset, run, size)
-        status = await database_sync_to_async(status_message)(run)
         history = await database_sync_to_async(metric_points)(run)
+        status = follower.status  # at most a second old, and read for everybody
         await self.send(text_data=to_json("hello", log_size=size, offset=offset))
         await self.send(text_data=status)
         await self.send(text_data=to_json("metrics", points=history))
@@ -112,7 +112,8 @@ class RunConsumer(AsyncWebsocketConsumer):
             if points:
                 await self.send(text_data=to_json("metrics", points=points))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(waker.wait(), RECHECK_SECONDS)
+                async with asyncio.timeout(RECHECK_SECONDS):
+                    await waker.wait()
             if time.monotonic() - checked_at > RECHECK_SECONDS:
                 checked_at = time.monotonic()
                 if await self._find_run() is None:  # no longer shared with this viewer, or deleted
