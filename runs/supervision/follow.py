@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 SLICE_SECONDS = 6.0  # also the longest that a worker's clean stop waits
 POLL_SECONDS = 0.25
-ROW_SECONDS = 1.0
+ROW_SECONDS = OBSERVE_SECONDS = 1.0  # a transaction each; pages look as often
 BEAT_SECONDS = 2.0
 LEASE_EXPIRES_AFTER = timedelta(seconds=10)
 READ_BYTES = 1 << 20
@@ -99,7 +99,7 @@ class _Slice:
         self.lease = lease
         self.folder = self.run.attempt_folder(attempt.number)
         self.stack: Stack = get_stack(self.run.stack)
-        self.beaten_at = self.read_at = self.guarded_at = 0.0
+        self.beaten_at = self.read_at = self.observed_at = self.guarded_at = 0.0
         self.stop_sent = self.kill_sent = False
 
     def work(self) -> bool:
@@ -116,7 +116,9 @@ class _Slice:
         while time.monotonic() < until:
             self._beat()
             is_alive = process.is_alive(self.folder)  # before reading: what it wrote last is then read
-            self._observe()
+            if not is_alive or time.monotonic() - self.observed_at >= OBSERVE_SECONDS:
+                self.observed_at = time.monotonic()
+                self._observe()
             if self._has_ended(is_alive=is_alive):
                 return True
             self._pass_on_stop()

@@ -25,7 +25,13 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def run(workspace, alice, stand_in, handed_out, monkeypatch):
-    for name, seconds in {"SLICE_SECONDS": 0.4, "POLL_SECONDS": 0.03, "ROW_SECONDS": 0.1, "GUARD_SECONDS": 0.0}.items():
+    for name, seconds in {
+        "SLICE_SECONDS": 0.4,
+        "POLL_SECONDS": 0.03,
+        "ROW_SECONDS": 0.1,
+        "OBSERVE_SECONDS": 0.0,
+        "GUARD_SECONDS": 0.0,
+    }.items():
         monkeypatch.setattr(follow, name, seconds)
     monkeypatch.setattr(endings, "PAUSES", (0,) * 5)
     make_slot()
