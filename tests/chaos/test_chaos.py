@@ -5,7 +5,7 @@ import pytest
 from tests.chaos.__main__ import surroundings, try_fault
 from tests.chaos.faults import FAULTS
 
-SHORT = ("kill cluster", "kill trainer")
+SHORT = ("kill trainer",)
 
 
 @pytest.fixture(scope="module")
