@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from urllib.parse import parse_qs
 
@@ -26,7 +27,8 @@ from runs.follower import FRAME_BYTES, Follower, log_frame, to_json
 from runs.models import Run
 from runs.selectors import metric_points
 
-NOT_SIGNED_IN, NOT_FOUND = 4401, 4404
+NOT_SIGNED_IN, NOT_FOUND, COME_BACK = 4401, 4404, 4012
+log = logging.getLogger(__name__)
 TICKET_SECONDS = 10
 TAIL_BYTES = 512 << 10
 RECHECK_SECONDS = 30
@@ -70,6 +72,13 @@ class RunConsumer(AsyncWebsocketConsumer):
         self.work = asyncio.create_task(self._show())
 
     async def _show(self) -> None:
+        try:
+            await self._follow()
+        except Exception:  # a database that is away, most likely: a silent socket would never be opened again
+            log.exception("a socket ends; its client comes back")
+            await self.close(code=COME_BACK)
+
+    async def _follow(self) -> None:
         run = await self._find_run()
         if run is None:
             await self.close(code=NOT_FOUND)

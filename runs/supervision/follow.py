@@ -149,6 +149,7 @@ class _Slice:
             self.folder.mkdir(parents=True, exist_ok=True)  # ends the runner of an earlier attempt, wherever it is
             if process.is_free(_lock_of(self.run)):
                 self._catch_up()
+                _remove_drafts(self.run.folder)
                 plan = self._compile()
                 _write_files(plan)
                 process.start(self.folder, _launch_record(self.run, plan))
@@ -286,6 +287,13 @@ def _write_files(plan: LaunchPlan) -> None:
     for path, text in plan.files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+
+def _remove_drafts(folder: Path) -> None:
+    """What killed trainers left half-written: files that never got their name."""
+    for draft in [*folder.glob(".*.tmp"), *folder.glob("samples/.*.tmp")]:
+        if draft.is_file():
+            draft.unlink(missing_ok=True)
 
 
 def _lock_of(run: Run) -> Path:

@@ -13,7 +13,7 @@ from asgiref.sync import sync_to_async
 from channels.db import database_sync_to_async
 from channels.testing import WebsocketCommunicator
 from django.conf import settings
-from django.db import connections
+from django.db import OperationalError, connections
 from django.db.models import F
 from django.utils import timezone
 
@@ -369,3 +369,18 @@ def test_viewer_that_stops_reading_costs_a_server_less_than_a_mebibyte(run, alic
     for viewer in viewers:
         viewer.close()
     assert grown < 10 << 20  # stock daphne: more than 160
+
+
+async def test_socket_whose_database_is_away_closes_so_that_its_client_comes_back(monkeypatch):
+    async def away(self):
+        raise OperationalError("the server closed the connection unexpectedly")
+
+    codes = []
+
+    async def close(self, code):
+        codes.append(code)
+
+    monkeypatch.setattr(RunConsumer, "_find_run", away)
+    monkeypatch.setattr(RunConsumer, "close", close)
+    await RunConsumer()._show()
+    assert codes == [consumers.COME_BACK]

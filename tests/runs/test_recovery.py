@@ -86,8 +86,11 @@ def test_killed_run_goes_on_from_its_state_by_itself(run, stand_in, handed_out, 
     stand_in.behaviour = "slow"
     play_until(run, at_step(3), handed_out)
     os.kill(record(run)[victim], number)
+    draft = run.folder / ".lora-step00000003.safetensors.77-ab.tmp"  # as a trainer that is killed while it saves
+    draft.write_bytes(b"half")
     stand_in.behaviour = "finishes"
     play(handed_out)
+    assert not draft.exists()
     run.refresh_from_db()
     assert (run.status, run.attempt, run.step) == ("succeeded", 2, 8)
     assert endings_of(run)[0] == (Ending.INTERRUPTED, 0)
