@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, get_type_hints
+from typing import Any, Protocol, Self, get_type_hints
 
 from lorapilot.errors import UserError
 
@@ -175,7 +175,7 @@ def _convert(name: str, value: Any) -> Any:
             return value
         raise UserError(f"{label} is true or false.", field=name)
     if wanted is int or wanted is float:
-        return _convert_number(name, value, whole=wanted is int)
+        return to_number(value, label=label, field=name, whole=wanted is int)
     if wanted is str:
         if isinstance(value, str):
             return value
@@ -186,9 +186,10 @@ def _convert(name: str, value: Any) -> Any:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def _convert_number(name: str, value: Any, *, whole: bool) -> int | float:
+def to_number(value: Any, *, label: str, field: str, whole: bool) -> int | float:
+    """`value`, which may be a text, as a number. Raises UserError; infinities and NaN are for `check_bounds`."""
     kind = "a whole number" if whole else "a number"
-    refused = UserError(f"{OPTIONS[name].label} is {kind}.", field=name)
+    refused = UserError(f"{label} is {kind}.", field=field)
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise refused
     try:
@@ -202,6 +203,29 @@ def _convert_number(name: str, value: Any, *, whole: bool) -> int | float:
         raise refused from None
 
 
+class Bounds(Protocol):
+    """What of a described field bounds its numbers; None: not bounded so."""
+
+    @property
+    def least(self) -> float | None: ...
+    @property
+    def most(self) -> float | None: ...
+    @property
+    def above(self) -> float | None: ...
+
+
+def check_bounds(value: float, bounds: Bounds, *, label: str, field: str) -> None:
+    """Raises UserError for a number that is not finite or out of bounds."""
+    if not math.isfinite(value):
+        raise UserError(f"{label} is a finite number.", field=field)
+    if bounds.above is not None and value <= bounds.above:
+        raise UserError(f"{label} must be more than {bounds.above:g}.", field=field)
+    if bounds.least is not None and value < bounds.least:
+        raise UserError(f"{label} must be at least {bounds.least:g}.", field=field)
+    if bounds.most is not None and value > bounds.most:
+        raise UserError(f"{label} must be at most {bounds.most:g}.", field=field)
+
+
 def _check(name: str, value: Any, described: Option) -> None:
     label = described.label
     if described.choices and value not in described.choices:
@@ -210,14 +234,7 @@ def _check(name: str, value: Any, described: Option) -> None:
         _check_prompts(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
-    if not math.isfinite(value):
-        raise UserError(f"{label} is a finite number.", field=name)
-    if described.above is not None and value <= described.above:
-        raise UserError(f"{label} must be more than {described.above:g}.", field=name)
-    if described.least is not None and value < described.least:
-        raise UserError(f"{label} must be at least {described.least:g}.", field=name)
-    if described.most is not None and value > described.most:
-        raise UserError(f"{label} must be at most {described.most:g}.", field=name)
+    check_bounds(value, described, label=label, field=name)
     if isinstance(value, int) and value % described.multiple_of:
         raise UserError(f"{label} must be a multiple of {described.multiple_of}.", field=name)
 
