@@ -178,6 +178,13 @@ Q_CLUSTER: dict[str, Any] = {
     },
 }
 
+# --- Trainers beside the built-in one: folder, and Python (empty: the one in the folder's venv). runs/stacks/installation.py
+TRAINERS = {
+    "kohya": {"home": env.text("KOHYA_HOME"), "python": env.text("KOHYA_PYTHON")},
+    "ai_toolkit": {"home": env.text("AI_TOOLKIT_HOME"), "python": env.text("AI_TOOLKIT_PYTHON")},
+    "diffusion_pipe": {"home": env.text("DIFFUSION_PIPE_HOME"), "python": env.text("DIFFUSION_PIPE_PYTHON")},
+}
+
 # --- People -----------------------------------------------------------------------------------------------------------
 AUTH_USER_MODEL = "lorapilot.User"
 AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]

@@ -52,6 +52,10 @@ def component_path(component: ModelComponent) -> Path:
     return workspace.inside(workspace.models(), component.path)
 
 
+def component_paths(base_model: BaseModel) -> dict[str, Path]:
+    return {}
+
+
 def missing_files(base_model: BaseModel) -> list[str]:
     """A sentence for each file that vanished or changed its size since the model was registered."""
     return [sentence for component in base_model.components.all() if (sentence := _what_is_wrong(component))]

@@ -19,6 +19,15 @@ from lorapilot.access import Shared, SharedQuerySet
 from models_registry.models import BaseModel
 from runs.enums import ACTIVE, TERMINAL, DeviceKind, Ending, Priority, Profile, Status, StopIntent
 
+# AI Toolkit names the folder of a job by the job, and goes on with what it finds there.
+OWN_OUTPUTS = {"ai_toolkit": "ai-toolkit"}
+
+
+def outputs_of(stack: str) -> Path:
+    """Where runs of a stack have their folders."""
+    return workspace.outputs() / OWN_OUTPUTS.get(stack, "")
+
+
 ACTIVE_VALUES = sorted(ACTIVE)
 TERMINAL_VALUES = sorted(TERMINAL)
 
@@ -93,6 +102,7 @@ class Run(Shared):
     stack = models.CharField(max_length=30, help_text="Which trainer: a key of runs.stacks.")
     profile = models.CharField(max_length=20, choices=Profile.choices, blank=True)
     spec = models.JSONField(help_text="The validated RunSpec.")
+    options = models.JSONField(default=dict, help_text="The trainer's own, beside the RunSpec; checked.")
     notes = models.JSONField(default=list, help_text="What was adapted to the base model and the device, in sentences.")
     dataset_version = models.ForeignKey(DatasetVersion, on_delete=models.PROTECT, related_name="runs")
     base_model = models.ForeignKey(BaseModel, on_delete=models.PROTECT, related_name="runs")
@@ -179,7 +189,7 @@ class Run(Shared):
 
     @property
     def folder(self) -> Path:
-        return workspace.outputs() / self.output_name
+        return outputs_of(self.stack) / self.output_name
 
     @property
     def log_path(self) -> Path:
@@ -187,6 +197,17 @@ class Run(Shared):
 
     def attempt_folder(self, number: int | None = None) -> Path:
         return self.folder / "_attempts" / str(number or self.attempt)
+
+
+class TrainPilotBase(models.Model):
+    """A user's base configuration for TrainPilot's profiles, in sd-scripts' keys."""
+
+    owner = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="trainpilot_base")
+    content = models.TextField(help_text="TOML.")
+    updated_at = models.DateTimeField(auto_now=True)
+
+    def __str__(self) -> str:
+        return f"Base configuration of {self.owner}"
 
 
 class Attempt(models.Model):

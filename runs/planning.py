@@ -9,14 +9,18 @@ from typing import Any
 
 from lorapilot.errors import UserError
 from models_registry.models import BaseModel
+from models_registry.selectors import component_paths
 from runs import disk, profiles
 from runs.enums import DeviceKind, Profile
 from runs.models import Slot
 from runs.selectors import best_device
 from runs.spec import OPTIONS, RunSpec
 from runs.stacks import get_stack
+from runs.stacks.base import Imported, ModelFacts, Stack
+from runs.stacks.option_table import check_options
 
 DEFAULT_PROMPTS = 4
+GUIDED = {"builtin", "kohya"}  # the stacks that TrainPilot's profiles are made for
 MOST_VARIATIONS = 50
 SHORT = {"profile": "", "rank": "r", "learning_rate": "lr", "seed": "s"}  # in names of variations
 
@@ -31,6 +35,8 @@ class Plan:
     device: DeviceKind
     needed_bytes: int
     notes: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    not_expressed: list[str] = field(default_factory=list)  # settings that the trainer has nothing for
 
     @property
     def epochs(self) -> float:
@@ -44,30 +50,28 @@ def plan_run(
     profile: str,
     values: dict[str, Any],
     stack: str = "builtin",
+    options: Mapping[str, Any] | None = None,
+    base: Imported | None = None,
 ) -> Plan:
-    """The RunSpec that a profile (or none) and the user's own `values` make. Raises UserError for what cannot be."""
+    """The RunSpec that a profile (or none) and the user's own `values` make, and the stack's own `options`.
+
+    `base`: the user's base configuration, which a profile fills up. Raises UserError for what cannot be.
+    """
     trainer = get_stack(stack)
     if missing := trainer.check():
         raise UserError(missing, field="stack")
-    if base_model.architecture not in trainer.architectures:
-        raise UserError(
-            f"{trainer.name} cannot train {base_model.name}: it is {base_model.get_architecture_display()}. "
-            f"Choose a model that is {' or '.join(sorted(trainer.architectures))}.",
-            field="base_model",
-        )
-    if base_model.layout not in trainer.layouts:
-        raise UserError(
-            f"{trainer.name} cannot train {base_model.name}: it reads diffusers folders, not single files. "
-            "Choose a model that is a folder.",
-            field="base_model",
-        )
+    if refused := trainer.refusal(model_facts(base_model)):
+        raise UserError(refused, field="base_model")
+    if profile and stack not in GUIDED:
+        raise UserError(f"Profiles are for {' and '.join(sorted(GUIDED))} only.", field="profile")
     if not pictures:
         raise UserError("This dataset has no pictures yet: add some first.", field="dataset")
     device = best_device()
-    filled = _fill(profile, images=len(pictures), base_model=base_model, device=device)
+    filled = _fill(profile, images=len(pictures), base_model=base_model, device=device, base=base)
     prompts = {"sample_prompts": values.get("sample_prompts") or default_prompts(pictures)}
     spec = RunSpec.from_values(filled.values | values | prompts)
-    trainer.check_spec(spec)
+    own, unused = _options(trainer, filled.options, options or {}, base_model.architecture)
+    trainer.check_spec(spec, own)
     _check_gpus(spec)
     repeated = sum(int(picture["repeats"]) for picture in pictures) * spec.repeats
     return Plan(
@@ -81,11 +85,34 @@ def plan_run(
         ),
         device=device,
         needed_bytes=disk.needed_bytes(spec, base_model, images=len(pictures)),
-        notes=filled.notes,
+        notes=[*filled.notes, *unused],
+        options=own,
+        not_expressed=trainer.not_expressed(spec, base_model.architecture),
     )
 
 
-def _fill(profile: str, *, images: int, base_model: BaseModel, device: DeviceKind) -> profiles.Filled:
+def model_facts(base_model: BaseModel) -> ModelFacts:
+    parts = frozenset(str(role) for role in component_paths(base_model))
+    return ModelFacts(base_model.name, base_model.architecture, base_model.layout, parts)
+
+
+def _options(
+    trainer: Stack, of_base: Mapping[str, Any], given: Mapping[str, Any], architecture: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The stack's own options, checked: the user's over those of the base configuration, which are Kohya's."""
+    table = trainer.table()
+    if table is None:
+        return dict(given), [
+            f"{key} of your base configuration has no counterpart in {trainer.name}." for key in of_base
+        ]
+    kept = {key: value for key, value in of_base.items() if table.options[key].suits(architecture)}
+    unused = [f"{key} of your base configuration is not for {architecture}." for key in of_base.keys() - kept.keys()]
+    return check_options(table, kept | dict(given), architecture=architecture), unused
+
+
+def _fill(
+    profile: str, *, images: int, base_model: BaseModel, device: DeviceKind, base: Imported | None
+) -> profiles.Filled:
     if not profile:
         precision = "fp32" if device == DeviceKind.CPU else "bf16"
         return profiles.Filled({"resolution": base_model.resolution, "precision": precision})
@@ -94,7 +121,12 @@ def _fill(profile: str, *, images: int, base_model: BaseModel, device: DeviceKin
             f"There is no profile {profile!r}. Choose one of: {', '.join(Profile.values)}, or none.", field="profile"
         )
     return profiles.fill(
-        Profile(profile), images=images, resolution=base_model.resolution, device=device, model_name=base_model.name
+        Profile(profile),
+        images=images,
+        resolution=base_model.resolution,
+        device=device,
+        model_name=base_model.name,
+        base=base,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runs.enums import DeviceKind, Profile
+from runs.stacks.base import Imported
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,24 @@ PROFILES: dict[Profile, Numbers] = {
 }
 MANY_IMAGES = 80  # above it the target grows by a third
 PROFILE_RESOLUTION = 1024
+# What the documented base configuration says beside the profiles' numbers.
+BASE: dict[str, Any] = {
+    "resolution": PROFILE_RESOLUTION,
+    "enable_bucket": True,
+    "lr_schedule": "cosine_with_restarts",
+    "lr_cycles": 2,
+    "warmup_steps": 100,  # and never more than a tenth of the run
+    "shuffle_caption": True,
+    "keep_tokens": 1,
+    "flip": True,
+    "caption_dropout": 0.1,
+    "min_snr_gamma": 5.0,
+    "noise_offset": 0.02,
+    "max_grad_norm": 0.8,
+    "optimizer": "AdamW",
+    "weight_decay": 0.01,
+    "seed": 31337,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +64,7 @@ class Filled:
 
     values: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)  # Kohya's own, of the base configuration
 
 
 def repeats_for(profile: Profile, images: int) -> int:
@@ -68,16 +88,24 @@ def steps_for(profile: Profile, images: int) -> int:
     return min(target, numbers.most_epochs * per_epoch)
 
 
-def fill(profile: Profile, *, images: int, resolution: int, device: DeviceKind, model_name: str) -> Filled:
-    """`resolution`: the base model's native side in pixels."""
+def fill(
+    profile: Profile,
+    *,
+    images: int,
+    resolution: int,
+    device: DeviceKind,
+    model_name: str,
+    base: Imported | None = None,
+) -> Filled:
+    """`resolution`: the base model's native side in pixels. `base`: the user's base configuration instead of ours."""
     numbers = PROFILES[profile]
     steps = steps_for(profile, images)
     precision, notes = _fit_precision(numbers.precision, device)
-    if resolution != PROFILE_RESOLUTION:
-        notes.append(
-            f"Resolution {resolution} instead of {PROFILE_RESOLUTION}: {model_name} was made for {resolution} pixels."
-        )
-    values = {
+    below = BASE if base is None else base.values
+    if resolution != below.get("resolution", PROFILE_RESOLUTION):
+        wanted = below.get("resolution", PROFILE_RESOLUTION)
+        notes.append(f"Resolution {resolution} instead of {wanted}: {model_name} was made for {resolution} pixels.")
+    values = below | {
         "resolution": resolution,
         "repeats": repeats_for(profile, images),
         "steps": steps,
@@ -92,22 +120,13 @@ def fill(profile: Profile, *, images: int, resolution: int, device: DeviceKind, 
         "text_encoder_learning_rate": numbers.text_encoder_learning_rate,
         "caption_tokens": numbers.caption_tokens,
         "precision": precision,
-        "lr_schedule": "cosine_with_restarts",
-        "lr_cycles": 2,
-        "warmup_steps": min(100, steps // 10),
-        "shuffle_caption": True,
-        "keep_tokens": 1,
-        "flip": True,
-        "caption_dropout": 0.1,
-        "min_snr_gamma": 5.0,
-        "noise_offset": 0.02,
-        "max_grad_norm": 0.8,
+        "warmup_steps": min(below.get("warmup_steps", 0), steps // 10),
         "gradient_checkpointing": device != DeviceKind.CPU,
         "less_memory_when_out": True,
         "save_every_steps": max(1, steps // 5),
         "sample_every_steps": max(1, steps // 5),
     }
-    return Filled(values, notes)
+    return Filled(values, notes, {} if base is None else base.options)
 
 
 def _fit_precision(precision: str, device: DeviceKind) -> tuple[str, list[str]]:

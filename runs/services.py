@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,10 @@ from models_registry.selectors import missing_files
 from runs import memory_ladder, wakeup
 from runs.dispatch import dispatch
 from runs.enums import ACTIVE, TERMINAL, DeviceKind, Priority, Status, StopIntent
-from runs.models import Run, RunEvent
+from runs.models import OWN_OUTPUTS, Run, RunEvent, outputs_of
 from runs.planning import plan_run, variations
 from runs.stacks import get_stack
+from runs.trainpilot import base_of
 from runs.transitions import change_status
 
 
@@ -43,10 +44,14 @@ def submit_run(
     profile: str = "",
     values: dict[str, Any] | None = None,
     stack: str = "builtin",
+    options: Mapping[str, Any] | None = None,
     priority: int = Priority.NORMAL,
 ) -> Run:
-    """Queue a run on the dataset as it is now; it starts as soon as a slot is free."""
-    order = Order(output_name, profile, values or {})
+    """Queue a run on the dataset as it is now; it starts as soon as a slot is free.
+
+    `values`: of the RunSpec. `options`: of the stack's own option table.
+    """
+    order = Order(output_name, profile, values or {}, options or {})
     return _submit(owner, [order], source=Source(dataset, base_model, stack), priority=priority)[0]
 
 
@@ -60,6 +65,7 @@ def submit_many(
     profile: str = "",
     values: dict[str, Any] | None = None,
     stack: str = "builtin",
+    options: Mapping[str, Any] | None = None,
     priority: int = Priority.NORMAL,
 ) -> list[Run]:
     """Queue a run for every combination of `varied`, all on the same dataset version; all of them or none.
@@ -67,7 +73,7 @@ def submit_many(
     Each is named `output_name` with what is its own behind it, such as `cat-r16-lr0.0001`.
     """
     found = variations(profile, values or {}, varied)
-    orders = [Order(f"{output_name}{one.suffix}", one.profile, one.values) for one in found]
+    orders = [Order(f"{output_name}{one.suffix}", one.profile, one.values, options or {}) for one in found]
     return _submit(owner, orders, source=Source(dataset, base_model, stack), priority=priority)
 
 
@@ -78,6 +84,7 @@ class Order:
     output_name: str
     profile: str
     values: dict[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +119,8 @@ def _create(owner: User, order: Order, version: DatasetVersion, source: Source, 
         profile=order.profile,
         values=order.values,
         stack=source.stack,
+        options=order.options,
+        base=base_of(owner) if order.profile else None,
     )
     now = timezone.now()
     facts = {"needed_bytes": plan.needed_bytes, "total_steps": plan.spec.steps, "device": plan.device}
@@ -123,7 +132,8 @@ def _create(owner: User, order: Order, version: DatasetVersion, source: Source, 
                 stack=source.stack,
                 profile=order.profile,
                 spec=plan.spec.as_values(),
-                notes=plan.notes,
+                options=plan.options,
+                notes=[*plan.notes, *plan.not_expressed],
                 dataset_version=version,
                 base_model=source.base_model,
                 retry_of=source.retry_of,
@@ -158,9 +168,15 @@ def check_output_name(name: str) -> None:
             "Use letters, digits, '.', '_' and '-' only, at most 100 of them, and start with a letter or digit.",
             field="output_name",
         )
-    taken = {entry.name.lower() for entry in workspace.outputs().iterdir()}
-    if name.lower() in taken or Run.objects.filter(output_name__iexact=name).exists():
+    if name.lower() in _folders_taken() or Run.objects.filter(output_name__iexact=name).exists():
         raise _name_taken(name)
+
+
+def _folders_taken() -> set[str]:
+    """Names of folders in the outputs, in small letters: of all stacks, and those that stacks keep for themselves."""
+    roots = [workspace.outputs(), *(workspace.outputs() / folder for folder in OWN_OUTPUTS.values())]
+    found = {entry.name.lower() for root in roots if root.is_dir() for entry in root.iterdir()}
+    return found | set(OWN_OUTPUTS.values())
 
 
 def _name_taken(name: str) -> Conflict:
@@ -296,15 +312,14 @@ def where_it_goes_on(step: int) -> str:
 
 def retry_run(run: Run, *, actor: User, output_name: str = "") -> Run:
     """A new run with the same settings, base model and dataset version, under a name of its own."""
-    order = Order(output_name or free_name(run.output_name), run.profile, run.spec | run.adaptations)
+    order = Order(output_name or free_name(run.output_name), run.profile, run.spec | run.adaptations, run.options)
     source = Source(run.dataset_version, run.base_model, run.stack, retry_of=run)
     return _submit(actor, [order], source=source, priority=Priority.NORMAL)[0]
 
 
 def free_name(name: str) -> str:
     """`name`, or the first of `name-2`, `name-3`, … that no result has."""
-    taken = {entry.name.lower() for entry in workspace.outputs().iterdir()}
-    taken |= {found.lower() for found in Run.objects.values_list("output_name", flat=True)}
+    taken = _folders_taken() | {found.lower() for found in Run.objects.values_list("output_name", flat=True)}
     number, candidate = 2, name
     while candidate.lower() in taken:
         candidate = f"{name[:95]}-{number}"
@@ -377,7 +392,7 @@ def reorder_run(run: Run, *, actor: User, to: str) -> Run:
 
 def delete_run(run: Run) -> None:
     """Delete an ended run with its files. The caller has asked the user."""
-    folder = workspace.inside(workspace.outputs(), run.output_name)
+    folder = workspace.inside(outputs_of(run.stack), run.output_name)
     if run.is_active or not Run.objects.filter(pk=run.pk, status__in=[*TERMINAL, Status.QUEUED]).exists():
         raise Conflict(f"{run.output_name} is running: stop it first.")
     with transaction.atomic():

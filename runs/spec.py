@@ -143,7 +143,7 @@ class RunSpec:
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
         """From JSON or a form. Unknown names are refused with the nearest known one; numbers may come as text."""
-        known = {name: _convert(name, value) for name, value in values.items() if _is_known(name)}
+        known = {name: convert(name, value) for name, value in values.items() if _is_known(name)}
         return cls(**known)
 
     def as_values(self) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _is_known(name: str) -> bool:
     raise UserError(f"There is no setting {name!r}.{hint}", field=name)
 
 
-def _convert(name: str, value: Any) -> Any:
+def convert(name: str, value: Any) -> Any:
     """`value` as the field's type. A bool is no number, and 3.5 no whole number."""
     wanted = TYPES[name]
     label = OPTIONS[name].label

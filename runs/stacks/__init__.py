@@ -5,8 +5,9 @@ from __future__ import annotations
 from lorapilot.errors import UserError
 from runs.stacks.base import Stack
 from runs.stacks.builtin import BuiltinStack
+from runs.stacks.kohya import KohyaStack
 
-STACKS: dict[str, Stack] = {stack.key: stack for stack in (BuiltinStack(),)}
+STACKS: dict[str, Stack] = {stack.key: stack for stack in (BuiltinStack(), KohyaStack())}
 
 
 def get_stack(key: str) -> Stack:

@@ -7,13 +7,14 @@ import enum
 import os
 import re
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from runs.enums import DeviceKind, Status
-from runs.spec import RunSpec
+from runs.spec import DEFAULTS, OPTIONS, RunSpec
+from runs.stacks.option_table import OptionTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +39,37 @@ class TrainingJob:
     pictures: Sequence[TrainingPicture]
     device: DeviceKind
     device_uuids: Sequence[str] = ()
+    layout: str = "file"  # of the base model: file, folder
+    prediction_type: str = "epsilon"
+    parts: Mapping[str, Path] = field(default_factory=dict)  # further files of the base model by role: vae, clip_l, …
+    options: Mapping[str, Any] = field(default_factory=dict)  # the trainer's own, checked against its option table
     resume_state: Path | None = None
+    start_step: int = 0  # of that state
     provenance: Mapping[str, str] = field(default_factory=dict)  # into the LoRA's metadata
 
 
 @dataclass(frozen=True, slots=True)
 class StopStep:
-    """Send `signal` (a name of the signal module) to the trainer's group, then wait so long before the next step."""
+    """Send `signal` (a name of the signal module) to the trainer's group, then wait so long before the next step.
+
+    Or, with a `command` instead of a signal: start it, and go on to the next step when it ends or the time is over.
+    """
 
     signal: str
     grace_seconds: float
+    command: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchPlan:
-    """Files to write (absolute path → text), and the process to start."""
+    """Files to write (absolute path → text), files to link (absolute path → where it lies), the process to start.
+
+    `config`: which of the files a person would call the run's configuration.
+    """
 
     files: Mapping[Path, str]
+    links: Mapping[Path, Path] = field(default_factory=dict)
+    config: Path | None = None
     argv: Sequence[str]
     env: Mapping[str, str]
     cwd: Path
@@ -131,9 +146,42 @@ class Noted:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Hopeless:
+    """Going on only wastes the device: the attempt is ended at once, and `Stack.outcome` says why."""
+
+
 Observation = (
-    Stage | Started | Progress | Validated | CheckpointSaved | CheckpointRemoved | StateSaved | SampleDrawn | Noted
+    Stage
+    | Started
+    | Progress
+    | Validated
+    | CheckpointSaved
+    | CheckpointRemoved
+    | StateSaved
+    | SampleDrawn
+    | Noted
+    | Hopeless
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """An attempt whose report is read. Steps count over all attempts of the run."""
+
+    name: str
+    folder: Path
+    attempt_folder: Path
+    spec: RunSpec
+    log_offset: int = 0  # where its own output begins
+    start_step: int = 0
+    step: int = 0  # the last one that was reported before these bytes
+    is_over: bool = False  # nothing follows: what is there is complete
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "_logs" / "train.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,32 +213,70 @@ class Outcome:
     cause: Cause = Cause.OWN
 
 
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a stack needs to know of a base model to tell whether it can train it."""
+
+    name: str
+    architecture: str
+    layout: str  # file, folder
+    parts: frozenset[str] = frozenset()  # roles of its further files
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A configuration of the trainer's own, in our words. `model`: what it names as its base model."""
+
+    values: dict[str, Any]  # of the RunSpec
+    options: dict[str, Any]
+    model: str = ""
+    notes: list[str] = field(default_factory=list)  # what was left out, and why
+
+
 class Stack(Protocol):
     key: str
     name: str
     architectures: frozenset[str]
-    layouts: frozenset[str]  # of base models: folder, file
     saves_on_stop: bool  # weights and state, so that a stop or a pause loses nothing
+    reads_log: bool  # `parse` reads the attempt's part of the log, not a file of the trainer's own
+
+    def table(self) -> OptionTable | None:
+        """The trainer's own options; None when the settings of the form are all it has."""
 
     def check(self) -> str:
         """Empty when the trainer can be used here, else what is missing and how to get it."""
 
-    def check_spec(self, spec: RunSpec) -> None:
+    def refusal(self, model: ModelFacts) -> str:
+        """Why it cannot train this base model, and what to do; empty when it can."""
+
+    def check_spec(self, spec: RunSpec, options: Mapping[str, Any]) -> None:
         """Raises UserError for settings that this trainer would refuse, before the run is queued."""
+
+    def not_expressed(self, spec: RunSpec, architecture: str) -> list[str]:
+        """A sentence for each setting that this trainer has nothing for."""
 
     def compile(self, job: TrainingJob) -> LaunchPlan:
         """What to write and to start. Raises UserError for what this trainer cannot do."""
 
-    def events_file(self, attempt_folder: Path) -> Path:
+    def read_config(self, text: str) -> Imported:
+        """A configuration of this trainer that somebody brings along. Raises UserError, with the line."""
+
+    def report(self, reading: Reading) -> Path:
         """What `parse` reads while an attempt runs: the log, or a file of the trainer's own."""
 
-    def parse(self, chunk: bytes) -> tuple[list[Observation], int]:
-        """Whole records at the start of `chunk`, and how many bytes they took; a torn last record is left."""
+    def parse(self, chunk: bytes, reading: Reading) -> tuple[list[Observation], int]:
+        """Whole records at the start of `chunk`, and how many bytes they took; a torn last record is left.
+
+        Called again with the same bytes when the observations could not be stored: what it does to files is repeatable.
+        """
+
+    def measure(self, reading: Reading) -> list[Observation]:
+        """What the trainer tells elsewhere than in its report; safe to repeat."""
 
     def states(self, folder: Path) -> list[tuple[Path, int]]:
         """Folder (or file) and step of each complete state on the disk, newest first."""
 
-    def outcome(self, folder: Path, attempt_folder: Path, exit_: Exit) -> Outcome:
+    def outcome(self, reading: Reading, exit_: Exit) -> Outcome:
         """Proof of how an attempt ended. Exit code 0 alone is never success."""
 
 
@@ -219,6 +305,42 @@ def cause_of_death(exit_: Exit, last_words: bytes) -> Cause:
     if exit_.code and NO_SPACE.search(last_words):
         return Cause.DISK_FULL
     return Cause.OWN
+
+
+WITHOUT_A_WORD: dict[Cause, dict[str, Any]] = {
+    Cause.OUT_OF_MEMORY: {
+        "status": Status.FAILED,
+        "reason": "Memory ran out, and the trainer was ended. "
+        "Use a smaller batch or resolution, or end other programs, then resume.",
+    },
+    Cause.KILLED: {"status": Status.ERRORED, "reason": "The trainer was killed from outside."},
+    Cause.DISK_FULL: {"status": Status.FAILED, "reason": "The disk is full: free some space, then resume."},
+}
+
+
+def wrong_architecture(stack: Stack, model: ModelFacts) -> str:
+    """A sentence when `stack` does not train models of this kind."""
+    if model.architecture in stack.architectures:
+        return ""
+    return (
+        f"{stack.name} cannot train {model.name}: it is {model.architecture}. "
+        f"Choose a model that is {' or '.join(sorted(stack.architectures))}."
+    )
+
+
+def without_counterpart(stack: Stack, fields: Iterable[str], spec: RunSpec) -> list[str]:
+    """A sentence for each of `fields` that `spec` sets to something else than the default."""
+    return [
+        f"{OPTIONS[name].label} ({_shown(getattr(spec, name))}) has no counterpart in {stack.name}."
+        for name in fields
+        if getattr(spec, name) != DEFAULTS[name]
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
 PASSED_ON = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,19 @@ from runs import logfile
 from runs.enums import DeviceKind, Status
 from runs.spec import RunSpec
 from runs.stacks.base import (
+    WITHOUT_A_WORD,
     Cause,
     CheckpointRemoved,
     CheckpointSaved,
     Exit,
+    Imported,
     LaunchPlan,
+    ModelFacts,
     Noted,
     Observation,
     Outcome,
     Progress,
+    Reading,
     SampleDrawn,
     Stage,
     Started,
@@ -41,27 +45,40 @@ from runs.stacks.base import (
     Validated,
     cause_of_death,
     trainer_environment,
+    wrong_architecture,
 )
+from runs.stacks.importing import read_toml, take_keys, without_sections
+from runs.stacks.option_table import load_table
+from runs.stacks.sd_scripts_keys import READERS, keys_of
 
 TRAINER = settings.BASE_DIR / "lora_trainer" / "__main__.py"
 EVENTS_FILE = "events.jsonl"
 SAVE_SECONDS = 60
-PRECISION = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 OWN_SCHEDULE = {"AdamWScheduleFree"}
-SAVE_PRECISION = {"fp32": "float", "fp16": "fp16", "bf16": "bf16"}
 
 
 class BuiltinStack:
     key = "builtin"
     name = "Built-in trainer"
     architectures = frozenset({"sd15", "sd2", "sdxl"})
-    layouts = frozenset({"folder", "file"})
     saves_on_stop = True
+    reads_log = False
+
+    def table(self) -> None:
+        return None
 
     def check(self) -> str:
         return "" if TRAINER.is_file() else f"{TRAINER} is missing: install LoRA Pilot again."
 
-    def check_spec(self, spec: RunSpec) -> None:
+    def refusal(self, model: ModelFacts) -> str:
+        return wrong_architecture(self, model)
+
+    def check_spec(self, spec: RunSpec, options: Mapping[str, Any]) -> None:
+        if options:
+            name = next(iter(options))
+            raise UserError(
+                f"The built-in trainer has no option {name!r}: all it has are the settings.", field=f"options.{name}"
+            )
         nowhere = Path("/")
         job = TrainingJob(
             name="lora",
@@ -78,6 +95,13 @@ class BuiltinStack:
         except ConfigError as error:
             raise UserError(str(error)) from None
 
+    def not_expressed(self, spec: RunSpec, architecture: str) -> list[str]:
+        if spec.optimizer in OWN_SCHEDULE and not spec.lr_schedule.startswith("constant"):
+            return [
+                f"{spec.optimizer} has no use for the schedule {spec.lr_schedule}: its rate stays after the warm-up."
+            ]
+        return []
+
     def compile(self, job: TrainingJob) -> LaunchPlan:
         config = job.attempt_folder / f"{job.name}.toml"
         manifest = job.attempt_folder / "pictures.jsonl"
@@ -93,28 +117,41 @@ class BuiltinStack:
             cwd=job.folder,
             # The first signal saves weights and state after the step under way; large models take a while to write.
             stop=[StopStep("SIGINT", SAVE_SECONDS), StopStep("SIGTERM", 10), StopStep("SIGKILL", 5)],
-            not_expressed=_not_expressed(job),
+            not_expressed=self.not_expressed(job.spec, job.architecture),
+            config=config,
         )
 
-    def events_file(self, attempt_folder: Path) -> Path:
-        return attempt_folder / EVENTS_FILE
+    def read_config(self, text: str) -> Imported:
+        """The trainer's own TOML: its keys are those of sd-scripts."""
+        keys = without_sections(read_toml(text))
+        table = load_table("kohya")
+        taken = take_keys(table, {key: value for key, value in keys.items() if key in table.options}, READERS)
+        own = {key: value for key, value in keys.items() if key in ("ema_decay", "save_best")}
+        lost = [f"{name} has no counterpart in {self.name}: left out." for name in taken.options]
+        return Imported(taken.values | own, {}, taken.model, [*taken.notes, *lost])
 
-    def parse(self, chunk: bytes) -> tuple[list[Observation], int]:
+    def report(self, reading: Reading) -> Path:
+        return reading.attempt_folder / EVENTS_FILE
+
+    def parse(self, chunk: bytes, reading: Reading) -> tuple[list[Observation], int]:
         end = chunk.rfind(b"\n") + 1
         return [observation for record in _records(chunk[:end]) for observation in _observe(record)], end
+
+    def measure(self, reading: Reading) -> list[Observation]:
+        return []
 
     def states(self, folder: Path) -> list[tuple[Path, int]]:
         return complete_states(folder / "state")
 
-    def outcome(self, folder: Path, attempt_folder: Path, exit_: Exit) -> Outcome:
-        last = _last_words(attempt_folder / EVENTS_FILE)
+    def outcome(self, reading: Reading, exit_: Exit) -> Outcome:
+        last = _last_words(reading.attempt_folder / EVENTS_FILE)
         if "error" in last:
             return _refused(last["error"], exit_)
         if "finished" in last and exit_.code == 0:
-            return _finished(folder, last["finished"])
+            return _finished(reading.folder, last["finished"])
         if "stopped" in last:
             return Outcome(Status.STOPPED, _stopped(last["stopped"]))
-        said = logfile.last_words(folder / "_logs" / "train.log", exit_.log_offset)
+        said = logfile.last_words(reading.log, exit_.log_offset)
         cause = BY_EXIT_CODE.get(exit_.code) or cause_of_death(exit_, said)
         if exit_.stop_requested and cause in (Cause.OWN, Cause.KILLED):
             return Outcome(Status.STOPPED, _ended_hard(exit_))
@@ -141,15 +178,6 @@ def _launcher(processes: int) -> list[str]:
 
 # On a full disk there may be no event.
 BY_EXIT_CODE = {OutOfMemoryError.exit_status: Cause.OUT_OF_MEMORY, DiskFullError.exit_status: Cause.DISK_FULL}
-WITHOUT_A_WORD: dict[Cause, dict[str, Any]] = {
-    Cause.OUT_OF_MEMORY: {
-        "status": Status.FAILED,
-        "reason": "Memory ran out, and the trainer was ended. "
-        "Use a smaller batch or resolution, or end other programs, then resume.",
-    },
-    Cause.KILLED: {"status": Status.ERRORED, "reason": "The trainer was killed from outside."},
-    Cause.DISK_FULL: {"status": Status.FAILED, "reason": "The disk is full: free some space, then resume."},
-}
 
 
 def _no_word(exit_: Exit) -> Outcome:
@@ -167,71 +195,27 @@ def _ended_hard(exit_: Exit) -> str:
 def _config(job: TrainingJob, manifest: Path) -> dict[str, Any]:
     """The trainer's TOML. Keys are sd-scripts' where it has them."""
     spec = job.spec
-    config: dict[str, Any] = {
+    config: dict[str, Any] = keys_of(spec) | {
         "pretrained_model_name_or_path": str(job.base_model),
         "dataset_manifest": str(manifest),
         "output_dir": str(job.folder),
         "output_name": job.name,
         "events_file": str(job.attempt_folder / EVENTS_FILE),
         "logging_dir": str(job.folder / "tensorboard"),
-        "resolution": spec.resolution,
-        "enable_bucket": spec.enable_bucket,
-        "min_bucket_reso": max(64, spec.resolution // 2),
-        "max_bucket_reso": spec.resolution * 2,
-        # SDXL's step of 64 px at 1024; in proportion for smaller models, whose VAE needs multiples of 8.
-        "bucket_reso_steps": max(8, min(64, spec.resolution // 16 // 8 * 8)),
-        "flip_aug": spec.flip,
-        "shuffle_caption": spec.shuffle_caption,
-        "keep_tokens": spec.keep_tokens,
-        "caption_dropout_rate": spec.caption_dropout,
-        "max_token_length": spec.caption_tokens,
         "cache_dir": str(workspace.cache() / "encoded"),
-        "validation_split": spec.validation_share,
         "save_best": spec.save_best,
         "ema_decay": spec.ema_decay,
-        "max_train_steps": spec.steps,
-        "train_batch_size": spec.batch_size,
-        "gradient_accumulation_steps": spec.gradient_accumulation_steps,
-        "mixed_precision": PRECISION[spec.precision],
-        "max_grad_norm": spec.max_grad_norm,
-        "seed": spec.seed,
-        "network_dim": spec.rank,
-        "network_alpha": spec.alpha,
-        "network_dropout": spec.network_dropout,
-        "network_train_unet_only": spec.text_encoder_learning_rate == 0,
-        "learning_rate": spec.learning_rate,
-        "optimizer_type": spec.optimizer,
-        "optimizer_args": [f"weight_decay={spec.weight_decay}"],
         "lr_scheduler": "constant_with_warmup" if spec.optimizer in OWN_SCHEDULE else spec.lr_schedule,
-        "lr_scheduler_num_cycles": spec.lr_cycles,
-        "lr_warmup_steps": spec.warmup_steps,
-        "min_snr_gamma": spec.min_snr_gamma,
-        "noise_offset": spec.noise_offset,
-        "save_precision": SAVE_PRECISION[spec.save_precision],
-        "save_every_n_steps": spec.save_every_steps,
         "save_state": True,
         "sample_at_first": True,
-        "sample_every_n_steps": spec.sample_every_steps,
         "sample_prompts": [_sample_prompt(prompt, index, job) for index, prompt in enumerate(spec.sample_prompts)],
         "metadata": dict(job.provenance),
     }
-    if spec.text_encoder_learning_rate:
-        config["text_encoder_lr"] = spec.text_encoder_learning_rate
-    if spec.gradient_checkpointing:
-        config["gradient_checkpointing"] = True
-    if spec.conv_rank:
-        alpha = spec.conv_alpha or spec.conv_rank
-        config["network_args"] = [f"conv_dim={spec.conv_rank}", f"conv_alpha={alpha:g}"]
+    if not spec.gradient_checkpointing:
+        del config["gradient_checkpointing"]  # then the trainer decides by the device's memory
     if job.resume_state is not None:
         config["resume"] = str(job.resume_state)
     return config
-
-
-def _not_expressed(job: TrainingJob) -> list[str]:
-    spec = job.spec
-    if spec.optimizer in OWN_SCHEDULE and not spec.lr_schedule.startswith("constant"):
-        return [f"{spec.optimizer} has no use for the schedule {spec.lr_schedule}: its rate stays after the warm-up."]
-    return []
 
 
 def _sample_prompt(prompt: str, index: int, job: TrainingJob) -> dict[str, Any]:

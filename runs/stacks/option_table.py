@@ -145,6 +145,11 @@ def check_options(table: OptionTable, values: Mapping[str, Any], *, architecture
     return checked
 
 
+def convert_option(option: StackOption, value: Any) -> Any:
+    """One value as the option's type. Raises UserError."""
+    return CONVERTERS[option.type](option, value)
+
+
 def editable(table: OptionTable, architecture: str) -> list[StackOption]:
     """What a form offers for a model of `architecture`, in the table's order."""
     return [option for option in table.options.values() if option.is_open and option.suits(architecture)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import logging
+import shutil
 import time
 import uuid
 from datetime import timedelta
@@ -23,9 +24,10 @@ from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
 
 from datasets.selectors import version_files
+from lorapilot import workspace
 from lorapilot.clock import is_stale
 from lorapilot.errors import UserError
-from models_registry.selectors import absolute_path
+from models_registry.selectors import absolute_path, component_paths
 from runs import disk, logfile, memory_ladder, services
 from runs.dispatch import dispatch, hand_out
 from runs.endings import End, conclude, ending_of
@@ -38,9 +40,12 @@ from runs.stacks.base import (
     Cause,
     CheckpointSaved,
     Exit,
+    Hopeless,
     LaunchPlan,
     Observation,
     Outcome,
+    Progress,
+    Reading,
     Stack,
     TrainingJob,
     TrainingPicture,
@@ -100,7 +105,8 @@ class _Slice:
         self.folder = self.run.attempt_folder(attempt.number)
         self.stack: Stack = get_stack(self.run.stack)
         self.beaten_at = self.read_at = self.observed_at = self.guarded_at = 0.0
-        self.stop_sent = self.kill_sent = False
+        self.stop_sent = self.kill_sent = self.is_hopeless = False
+        self.steps: dict[int, int] = {}  # the last step that was reported, by attempt
 
     def work(self) -> bool:
         """True when the attempt has ended."""
@@ -151,7 +157,7 @@ class _Slice:
                 self._catch_up()
                 _remove_drafts(self.run.folder)
                 plan = self._compile()
-                _write_files(plan)
+                _write_files(plan, self.run.folder)
                 process.start(self.folder, _launch_record(self.run, plan))
         except LeaseLost:
             raise
@@ -163,7 +169,7 @@ class _Slice:
     def _catch_up(self) -> None:
         """Read what earlier attempts reported when nobody listened: it led to the state that this one goes on from."""
         for earlier in self.run.attempts.filter(number__lt=self.attempt.number, ended_at__isnull=False):
-            self._read_reports(earlier)
+            self._read_reports(earlier, is_over=True)
 
     def _compile(self) -> LaunchPlan:
         self.run.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +184,7 @@ class _Slice:
         state = services.newest_state(run)
         self.attempt.start_step = state[1] if state else 0
         facts = {"start_step": self.attempt.start_step, "adaptations": run.adaptations}
-        facts["log_offset"] = logfile.size(run.log_path)
+        facts["log_offset"] = self.attempt.log_offset = logfile.size(run.log_path)
         Attempt.objects.filter(pk=self.attempt.pk, lease=self.lease).update(**facts)
         return TrainingJob(
             name=run.output_name,
@@ -187,6 +193,11 @@ class _Slice:
             spec=memory_ladder.effective(run.spec, run.adaptations),
             base_model=absolute_path(run.base_model),
             architecture=run.base_model.architecture,
+            layout=run.base_model.layout,
+            prediction_type=run.base_model.prediction_type,
+            parts={str(role): path for role, path in component_paths(run.base_model).items()},
+            options=run.options,
+            start_step=self.attempt.start_step,
             pictures=[TrainingPicture(**picture) for picture in version_files(run.dataset_version)],
             device=DeviceKind(devices[0].kind),
             device_uuids=[device.uuid for device in devices],
@@ -196,16 +207,46 @@ class _Slice:
 
     # --- what the trainer reports -------------------------------------------------------------------------------------
 
-    def _observe(self) -> None:
-        self._read_reports(self.attempt)
+    def _observe(self, *, is_over: bool = False) -> None:
+        self._read_reports(self.attempt, is_over=is_over)
+        if measured := self.stack.measure(self._reading(self.attempt, is_over=is_over)):
+            self._store(self.attempt, measured, 0)
 
-    def _read_reports(self, attempt: Attempt) -> None:
-        events = self.stack.events_file(self.run.attempt_folder(attempt.number))
-        while chunk := logfile.read_at(events, attempt.observed_bytes, READ_BYTES):
-            observations, consumed = self.stack.parse(chunk)
+    def _read_reports(self, attempt: Attempt, *, is_over: bool = False) -> None:
+        reading = self._reading(attempt, is_over=is_over)
+        report = self.stack.report(reading)
+        begin = attempt.log_offset if self.stack.reads_log else 0
+        while chunk := logfile.read_at(report, begin + attempt.observed_bytes, self._most_bytes(attempt)):
+            reading = dataclasses.replace(reading, step=self.steps[attempt.number])
+            observations, consumed = self.stack.parse(chunk, reading)
             if not consumed:
                 return
             self._store(attempt, observations, consumed)
+
+    def _most_bytes(self, attempt: Attempt) -> int:
+        """Of the report to read at once. In a log that all attempts share, the next one begins where this one ends."""
+        following = self.run.attempts.filter(number=attempt.number + 1) if self.stack.reads_log else None
+        if attempt.number == self.attempt.number or following is None:
+            return READ_BYTES
+        end = following.values_list("log_offset", flat=True).first()
+        return READ_BYTES if not end else min(READ_BYTES, end - attempt.log_offset - attempt.observed_bytes)
+
+    def _reading(self, attempt: Attempt, *, is_over: bool = False) -> Reading:
+        run = self.run
+        if attempt.number not in self.steps:
+            last = run.metrics.filter(attempt=attempt.number).order_by("-step").values_list("step", flat=True).first()
+            self.steps[attempt.number] = attempt.start_step if last is None else last
+        return Reading(
+            name=run.output_name,
+            folder=run.folder,
+            attempt_folder=run.attempt_folder(attempt.number),
+            spec=memory_ladder.effective(run.spec, attempt.adaptations),
+            log_offset=attempt.log_offset,
+            start_step=attempt.start_step,
+            step=self.steps[attempt.number],
+            is_over=is_over,
+            provenance=_provenance(run),
+        )
 
     @transaction.atomic
     def _store(self, attempt: Attempt, observations: list[Observation], consumed: int) -> None:
@@ -216,6 +257,9 @@ class _Slice:
             raise LeaseLost
         store_observations(self.run, attempt.number, observations)
         attempt.observed_bytes += consumed
+        reached = [observation.step for observation in observations if isinstance(observation, Progress)]
+        self.steps[attempt.number] = reached[-1] if reached else self.steps[attempt.number]
+        self.is_hopeless |= any(isinstance(observation, Hopeless) for observation in observations)
         if any(isinstance(observation, CheckpointSaved) for observation in observations):
             transaction.on_commit(partial(remove_surplus, self.run))
 
@@ -225,7 +269,7 @@ class _Slice:
         if self.run.status == Status.STOPPING and not self.stop_sent:
             process.request_stop(self.folder)
             self.stop_sent = True
-        if self.run.kill_requested_at is not None and not self.kill_sent:
+        if (self.run.kill_requested_at is not None or self.is_hopeless) and not self.kill_sent:
             process.request_stop(self.folder, now=True)
             self.kill_sent = True
 
@@ -244,9 +288,9 @@ class _Slice:
         ended = process.read_exit(self.folder)
         if ended is None:
             return False if is_alive else self._interrupted()
-        self._observe()
+        self._observe(is_over=True)
         exit_ = Exit(**{name: ended[name] for name in Exit.__slots__ if name in ended})
-        return self._end(self.stack.outcome(self.run.folder, self.folder, exit_), code=exit_.code)
+        return self._end(self.stack.outcome(self._reading(self.attempt, is_over=True), exit_), code=exit_.code)
 
     def _interrupted(self) -> bool:
         """The runner is gone without a word: killed, or the machine was restarted. Not the run's fault."""
@@ -283,10 +327,25 @@ def _refusal(error: Exception) -> Outcome:
     return Outcome(Status.ERRORED, "The trainer could not be started. The server's log says why.")
 
 
-def _write_files(plan: LaunchPlan) -> None:
+def _write_files(plan: LaunchPlan, folder: Path) -> None:
     for path, text in plan.files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    for target, source in plan.links.items():
+        _link(workspace.inside(folder, target.relative_to(folder)), source)
+
+
+def _link(target: Path, source: Path) -> None:
+    """`target` as a hard link to `source`, or a copy where that cannot be. One that is there stays."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        draft = target.with_name(f".{target.name}.tmp")
+        shutil.copyfile(source, draft)
+        draft.replace(target)
 
 
 def _remove_drafts(folder: Path) -> None:

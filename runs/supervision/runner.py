@@ -1,7 +1,7 @@
 """Runs one attempt of a trainer: `python -I runner.py ATTEMPT_FOLDER`, in a session of its own.
 
 It outlives the worker that started it. Standard library only, Linux only; imports nothing of ours.
-  reads   launch.json   argv, env, cwd, log, lock, stop: [{signal, grace_seconds}, …]
+  reads   launch.json   argv, env, cwd, log, lock, stop: [{signal, grace_seconds, command}, …]
   writes  runner.json   pid, start_ticks, boot_id (who I am), then trainer_pid
           exit.json     code, stop_requested, signals (sent for the stop), oom_kills (by the kernel meanwhile),
                         log_offset (where this attempt's output begins); by tmp + fsync + rename, as runner.json
@@ -128,13 +128,17 @@ def send(group: int, name: str) -> None:
 
 
 class StopPlan:
-    """Walks down the list of signals, one grace period after another."""
+    """Walks down the list of signals, one grace period after another.
+
+    A step with a `command` starts that instead, and is over when it ends; it is killed when its time is over.
+    """
 
     def __init__(self, steps: list[dict[str, Any]]) -> None:
         self.steps = list(steps)
         self.requested = False
         self.sent: list[str] = []
         self._next_at = 0.0
+        self._asking: subprocess.Popen[bytes] | None = None
 
     def request(self, *_: object) -> None:
         self.requested = True
@@ -146,11 +150,36 @@ class StopPlan:
         self._next_at = 0.0
 
     def advance(self, group: int) -> None:
+        if self._asking is not None and self._asking.poll() is not None:
+            self._asking, self._next_at = None, 0.0
         if self.requested and self.steps and time.monotonic() >= self._next_at:
+            self.end_asking()
             step = self.steps.pop(0)
-            self.sent.append(step["signal"])
-            send(group, step["signal"])
             self._next_at = time.monotonic() + step["grace_seconds"]
+            if step.get("command"):
+                self._ask(step["command"])
+            else:
+                self.sent.append(step["signal"])
+                send(group, step["signal"])
+
+    def _ask(self, command: list[str]) -> None:
+        try:
+            self._asking = subprocess.Popen(
+                command,
+                env={},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                preexec_fn=prepare_child,  # noqa: PLW1509 one thread here
+            )
+        except OSError:
+            self._next_at = 0.0
+
+    def end_asking(self) -> None:
+        if self._asking is not None:
+            self._asking.kill()
+            self._asking.wait()
+            self._asking = None
 
 
 def wait(trainer: subprocess.Popen[bytes], stop: StopPlan, folder: Path) -> int:
@@ -262,6 +291,7 @@ def train(folder: Path, launch: dict[str, Any], me: dict[str, Any], stop: StopPl
             return 127
     write_json(folder / "runner.json", me | {"trainer_pid": trainer.pid})
     code = wait(trainer, stop, folder)
+    stop.end_asking()
     clear_away(trainer.pid)
     return code
 

@@ -85,7 +85,7 @@ class StandInStack(builtin.BuiltinStack):
         is_enough = self.enough and all(values[name] == value for name, value in self.enough.items())
         behaviour = self.then if is_enough else self.behaviour
         program = job.attempt_folder / "trainer.py"
-        events = str(self.events_file(job.attempt_folder))
+        events = str(job.attempt_folder / builtin.EVENTS_FILE)
         start = "2" if job.resume_state else "0"
         return base.LaunchPlan(
             files={program: STAND_IN, job.attempt_folder / "job.json": json.dumps(list(job.pictures and ["pictures"]))},

@@ -9,7 +9,17 @@ from lorapilot.errors import UserError
 from runs.enums import DeviceKind, Profile
 from runs.profiles import fill
 from runs.spec import OPTIMIZERS, SCHEDULES, RunSpec
-from runs.stacks.base import Cause, CheckpointRemoved, Exit, Noted, Started, TrainingJob, TrainingPicture, Validated
+from runs.stacks.base import (
+    Cause,
+    CheckpointRemoved,
+    Exit,
+    Noted,
+    Reading,
+    Started,
+    TrainingJob,
+    TrainingPicture,
+    Validated,
+)
 from runs.stacks.builtin import BuiltinStack
 
 
@@ -26,6 +36,10 @@ def compiled(folder, **values):
         provenance={"run": "7"},
     )
     return BuiltinStack().compile(job)
+
+
+def reading(folder):
+    return Reading(name="cat", folder=folder, attempt_folder=folder, spec=RunSpec())
 
 
 def configuration(plan):
@@ -65,7 +79,7 @@ def test_every_optimizer_goes_with_every_schedule(workspace, tmp_path, optimizer
 )
 def test_settings_that_the_trainer_would_refuse_are_refused_before_the_run_is_queued(workspace, values, sentence):
     with pytest.raises(UserError) as refused:
-        BuiltinStack().check_spec(RunSpec.from_values(values))
+        BuiltinStack().check_spec(RunSpec.from_values(values), {})
     assert refused.value.message.startswith(sentence)
 
 
@@ -81,14 +95,14 @@ def test_validation_and_best_are_handed_on(workspace, tmp_path):
     assert (read.validation_split, read.save_best, read.ema_decay) == (0.2, True, 0.99)
 
 
-def test_parse_tells_validation_removed_files_and_how_exactly_it_goes_on():
+def test_parse_tells_validation_removed_files_and_how_exactly_it_goes_on(tmp_path):
     lines = (
         b'{"v": 1, "event": "started", "at": 1.0, "start_step": 4, "total_steps": 9, "resume": "exact"}\n'
         b'{"v": 1, "event": "validation", "at": 2.0, "step": 5, "loss": 0.25}\n'
         b'{"v": 1, "event": "checkpoint_removed", "at": 3.0, "path": "cat-000001.safetensors", "step": 5}\n'
         b'{"v": 1, "event": "warn'
     )
-    observations, consumed = BuiltinStack().parse(lines)
+    observations, consumed = BuiltinStack().parse(lines, reading(tmp_path))
     assert observations == [
         Started(4, 9),
         Noted("Goes on after step 4: exact, bit for bit."),
@@ -119,7 +133,7 @@ def test_parse_tells_validation_removed_files_and_how_exactly_it_goes_on():
 def test_cause_of_an_end_without_a_word(tmp_path, exit_, log, status, cause):
     (tmp_path / "_logs").mkdir()
     (tmp_path / "_logs" / "train.log").write_bytes(log)
-    outcome = BuiltinStack().outcome(tmp_path, tmp_path, exit_)
+    outcome = BuiltinStack().outcome(reading(tmp_path), exit_)
     assert (outcome.status, outcome.cause) == (status, cause)
     assert outcome.reason
 
@@ -128,7 +142,7 @@ def test_only_the_attempt_s_own_output_tells_why_it_ended(tmp_path):
     (tmp_path / "_logs").mkdir()
     before = b"an earlier attempt: CUDA out of memory\n"
     (tmp_path / "_logs" / "train.log").write_bytes(before + b"Traceback\n")
-    outcome = BuiltinStack().outcome(tmp_path, tmp_path, Exit(1, stop_requested=False, log_offset=len(before)))
+    outcome = BuiltinStack().outcome(reading(tmp_path), Exit(1, stop_requested=False, log_offset=len(before)))
     assert outcome.cause == Cause.OWN
 
 
@@ -136,7 +150,7 @@ def test_only_the_attempt_s_own_output_tells_why_it_ended(tmp_path):
 def test_one_of_several_processes_that_is_gone_was_killed(tmp_path, oom_kills, cause):
     event = '{"v": 1, "event": "error", "at": 1.0, "code": "process_lost", "message": "Another process is gone."}\n'
     (tmp_path / "events.jsonl").write_text(event)
-    outcome = BuiltinStack().outcome(tmp_path, tmp_path, Exit(1, stop_requested=False, oom_kills=oom_kills))
+    outcome = BuiltinStack().outcome(reading(tmp_path), Exit(1, stop_requested=False, oom_kills=oom_kills))
     assert outcome.cause == cause
 
 

@@ -16,6 +16,7 @@ from lorapilot.errors import Conflict
 from runs import disk, endings, hosts, services
 from runs.enums import Ending, Status
 from runs.models import Attempt, Host, Run
+from runs.spec import RunSpec
 from runs.supervision import follow, process, runner
 from runs.supervision.follow import supervise_slice
 from tests.factories import make_run, make_slot
@@ -242,9 +243,10 @@ def test_kernel_s_own_count_tells_memory_from_somebody_s_kill(run, stand_in, han
     facts = json.loads(exit_file.read_text())
     assert (facts["code"], facts["signals"]) == (-9, [])
     assert facts["oom_kills"] == 0
-    outcome = stand_in.outcome(
-        run.folder, run.attempt_folder(1), follow.Exit(code=-9, stop_requested=False, oom_kills=1)
+    reading = follow.Reading(
+        name=run.output_name, folder=run.folder, attempt_folder=run.attempt_folder(1), spec=RunSpec()
     )
+    outcome = stand_in.outcome(reading, follow.Exit(code=-9, stop_requested=False, oom_kills=1))
     assert (outcome.status, outcome.cause.name) == (Status.FAILED, "OUT_OF_MEMORY")
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from runs import services
 from runs.models import Device
-from runs.stacks.builtin import BuiltinStack
+from runs.stacks.builtin import EVENTS_FILE
 from runs.supervision.follow import supervise_slice
 from tests.factories import make_run, make_slot
 
@@ -27,7 +27,7 @@ def test_two_devices_train_one_run_and_a_stop_saves(workspace, alice, handed_out
     Device.objects.create(host=slot.host, slot=slot, kind="cpu", uuid="cpu-1", name="CPU", index=1)
     run = make_run(alice, values=VALUES)
     play_until(run, lambda run: run.step >= 2, handed_out)
-    events = BuiltinStack().events_file(run.attempt_folder(1)).read_text()
+    events = (run.attempt_folder(1) / EVENTS_FILE).read_text()
     assert '"processes": 2' in events
     services.stop_run(run, actor=alice)
     play_until(run, lambda run: run.is_terminal, handed_out)

@@ -1,0 +1,71 @@
+"""A trainer's finished LoRA file, taken into the run's folder with the run's provenance in its metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+COPY_BYTES = 4 << 20
+MOST_HEADER_BYTES = 100 << 20  # as safetensors itself
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    bytes: int
+    sha256: str
+
+
+def collect(source: Path, target: Path, metadata: Mapping[str, str]) -> Collected | None:
+    """Write `source`, a safetensors file, as `target` with `metadata` added; then remove `source`.
+
+    All or nothing, and safe to repeat: when `source` is gone already, `target` is what it became. None when both are
+    missing, or when `source` is no complete safetensors file.
+    """
+    if not source.is_file():
+        return _digest(target) if target.is_file() else None
+    draft = target.with_name(f".{target.name}.tmp")
+    collected = _rewrite(source, draft, metadata)
+    if collected is None:
+        return None
+    draft.replace(target)
+    source.unlink(missing_ok=True)
+    return collected
+
+
+def _rewrite(source: Path, draft: Path, metadata: Mapping[str, str]) -> Collected | None:
+    size = source.stat().st_size
+    with source.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MOST_HEADER_BYTES + 1
+        if length > min(MOST_HEADER_BYTES, size):
+            return None
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return None
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        if size != 8 + length + max(ends, default=0):
+            return None  # still being written, or torn
+        header["__metadata__"] = header.get("__metadata__", {}) | dict(metadata)
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the tensors stay aligned
+        digest = hashlib.sha256()
+        with draft.open("wb") as out:
+            for block in (struct.pack("<Q", len(text)), text, *iter(lambda: file.read(COPY_BYTES), b"")):
+                out.write(block)
+                digest.update(block)
+    return Collected(draft.stat().st_size, digest.hexdigest())
+
+
+def digest_of(path: Path) -> Collected | None:
+    """A file that stays where it is; None when it is missing."""
+    return _digest(path) if path.is_file() else None
+
+
+def _digest(path: Path) -> Collected:
+    with path.open("rb") as file:
+        return Collected(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())

@@ -1,0 +1,647 @@
+"""Kohya's sd-scripts: configured by TOML, followed by what it prints, proved by its last file.
+
+Read from v0.10.1 (48d368fa): train_network.py and its sisters, library/train_util.py. Where the operator put it:
+runs/stacks/installation.py. Its options: runs/stacks/options/kohya.toml.
+
+It saves a state with each checkpoint and none when it is stopped. It counts steps of its own after a resume: here a
+step is `start_step` plus what its bar shows. Each attempt writes to a folder of its own, and finished checkpoints are
+taken from there into the run's folder under their true step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import toml
+
+from lorapilot import workspace
+from lorapilot.errors import UserError
+from runs.enums import DeviceKind
+from runs.spec import RunSpec
+from runs.stacks import option_table
+from runs.stacks.base import (
+    CheckpointSaved,
+    Exit,
+    Hopeless,
+    Imported,
+    LaunchPlan,
+    ModelFacts,
+    Noted,
+    Observation,
+    Outcome,
+    Progress,
+    Reading,
+    SampleDrawn,
+    Stage,
+    Started,
+    StateSaved,
+    StopStep,
+    TrainingJob,
+    trainer_environment,
+    without_counterpart,
+    wrong_architecture,
+)
+from runs.stacks.clip_tokenizer import tokenizer_files
+from runs.stacks.collecting import collect
+from runs.stacks.console import failure, judge, log_pieces, pieces
+from runs.stacks.importing import read_toml, take_keys, without_sections
+from runs.stacks.installation import home_of, installation_error, python_of
+from runs.stacks.sd_scripts_keys import READERS, SAME, keys_of
+from runs.stacks.staging import staged_folders
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How sd-scripts trains models of one architecture. `parts`: the key of each further file, by its role."""
+
+    script: str
+    network: str
+    parts: Mapping[str, str]
+    optional: Mapping[str, str]  # as `parts`, where the main file may have it, too
+    tokenizers: tuple[str, ...]
+    fixed: Mapping[str, Any]  # the user's options win over it
+    trains_text_encoders: bool = True
+    caches_text_encoders: bool = True  # large ones do not stay in memory while it trains
+
+
+CLIP_L = "openai_clip-vit-large-patch14"
+CLIP_G = "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k"
+T5 = "google_t5-v1_1-xxl"
+FLOW = {"model_prediction_type": "raw"}
+FAMILIES: dict[str, Family] = {
+    "sd15": Family("train_network.py", "networks.lora", {}, {"vae": "vae"}, (CLIP_L,), {}, caches_text_encoders=False),
+    "sd2": Family(
+        "train_network.py", "networks.lora", {}, {"vae": "vae"}, ("stabilityai_stable-diffusion-2",), {"v2": True},
+        caches_text_encoders=False,
+    ),
+    "sdxl": Family(
+        "sdxl_train_network.py", "networks.lora", {}, {"vae": "vae"}, (CLIP_L, CLIP_G), {"no_half_vae": True},
+        caches_text_encoders=False,
+    ),
+    "sd3": Family(
+        "sd3_train_network.py", "networks.lora_sd3", {},
+        {"clip_l": "clip_l", "clip_g": "clip_g", "t5": "t5xxl", "vae": "vae"}, (CLIP_L, CLIP_G, T5), {},
+    ),
+    "flux": Family(
+        "flux_train_network.py", "networks.lora_flux", {"clip_l": "clip_l", "t5": "t5xxl", "vae": "ae"}, {},
+        (CLIP_L, T5),
+        FLOW | {"guidance_scale": 1.0, "timestep_sampling": "shift", "discrete_flow_shift": 3.1582},
+    ),
+    "chroma": Family(
+        "flux_train_network.py", "networks.lora_flux", {"t5": "t5xxl", "vae": "ae"}, {}, (T5,),
+        FLOW
+        | {"model_type": "chroma", "guidance_scale": 0.0, "timestep_sampling": "sigmoid", "apply_t5_attn_mask": True},
+        trains_text_encoders=False,
+    ),
+    "lumina2": Family(
+        "lumina_train_network.py", "networks.lora_lumina", {"llm": "gemma2", "vae": "ae"}, {}, ("google_gemma-2-2b",),
+        FLOW | {"timestep_sampling": "nextdit_shift", "discrete_flow_shift": 6.0},
+        trains_text_encoders=False,
+    ),
+    "hunyuan_image": Family(
+        "hunyuan_image_train_network.py", "networks.lora_hunyuan_image",
+        {"llm": "text_encoder", "byt5": "byt5", "vae": "vae"}, {}, (),
+        FLOW | {"timestep_sampling": "sigma", "discrete_flow_shift": 5.0},
+        trains_text_encoders=False,
+    ),
+    "anima": Family(
+        "anima_train_network.py", "networks.lora_anima", {"llm": "qwen3", "vae": "vae"}, {}, (), {},
+        trains_text_encoders=False,
+    ),
+}  # fmt: skip
+UNUSED = ("save_best", "ema_decay")
+ONLY_SD = ("min_snr_gamma", "noise_offset")  # of the diffusion loss; flow matching has neither
+DATASET = "dataset."  # before the names of options of the dataset's file
+SAVES = 10  # states in a run that sets no cadence
+OWN_SCHEDULE = {"AdamWScheduleFree"}
+
+
+class KohyaStack:
+    key = "kohya"
+    name = "Kohya sd-scripts"
+    architectures = frozenset(FAMILIES)
+    saves_on_stop = False
+    reads_log = True
+
+    def table(self) -> option_table.OptionTable:
+        return option_table.load_table("kohya")
+
+    def check(self) -> str:
+        return installation_error("kohya")
+
+    def refusal(self, model: ModelFacts) -> str:
+        if wrong := wrong_architecture(self, model):
+            return wrong
+        family = FAMILIES[model.architecture]
+        if model.layout == "folder" and model.architecture not in {"sd15", "sd2", "sdxl"}:
+            return f"{self.name} reads {model.name} from a single file, not from a diffusers folder."
+        if missing := sorted(set(family.parts) - model.parts):
+            return (
+                f"{model.name} has no {' and no '.join(missing)} for {self.name}: "
+                "add the files under “Other files it is trained with” on its page."
+            )
+        absent = [name for name in family.tokenizers if not _has_tokenizer(name)]
+        if absent:
+            return (
+                f"{self.name} needs the tokenizer {' and '.join(absent)} in the folder tokenizers of the models: "
+                f"`models pull {absent[0]}` gets it."
+            )
+        return ""
+
+    def check_spec(self, spec: RunSpec, options: Mapping[str, Any]) -> None:
+        """What sd-scripts would refuse after minutes, or silently do otherwise."""
+        if options.get("cache_text_encoder_outputs") and spec.text_encoder_learning_rate:
+            raise UserError(
+                "Caching the text encoders' outputs leaves nothing of them to train: set the text-encoder rate to 0.",
+                field="options.cache_text_encoder_outputs",
+            )
+        if options.get("cache_text_encoder_outputs") and (spec.shuffle_caption or spec.caption_dropout):
+            raise UserError(
+                "Captions that are shuffled or dropped differ each time: their encodings cannot be cached.",
+                field="options.cache_text_encoder_outputs",
+            )
+        if options.get("cache_latents", True) and (options.get("random_crop") or options.get("color_aug")):
+            raise UserError(
+                "Random crops and colours differ each time: set cache_latents and cache_latents_to_disk to false.",
+                field="options.random_crop" if options.get("random_crop") else "options.color_aug",
+            )
+
+    def not_expressed(self, spec: RunSpec, architecture: str) -> list[str]:
+        family = FAMILIES.get(architecture, FAMILIES["sdxl"])
+        fields = [*UNUSED, *(ONLY_SD if architecture not in {"sd15", "sd2", "sdxl"} else ())]
+        if not family.trains_text_encoders:
+            fields.append("text_encoder_learning_rate")
+        lost = without_counterpart(self, fields, spec)
+        if spec.optimizer in OWN_SCHEDULE and not spec.lr_schedule.startswith("constant"):
+            lost.append(f"{spec.optimizer} has no use for the schedule {spec.lr_schedule}.")
+        return lost
+
+    def compile(self, job: TrainingJob) -> LaunchPlan:
+        folders, links, captions = staged_folders(job)
+        config = job.attempt_folder / f"{job.name}.toml"
+        dataset = job.attempt_folder / "dataset.toml"
+        prompts = job.attempt_folder / "prompts.json"
+        text = toml.dumps(_config(job, dataset, prompts))
+        files = {
+            config: text,
+            job.folder / f"{job.name}.toml": text,
+            dataset: toml.dumps({"datasets": [{"subsets": _subsets(folders, job.options)}]}),
+            prompts: json.dumps(_prompts(job), ensure_ascii=False, indent=1),
+            **tokenizer_files(_tokenizers()),
+            **captions,
+        }
+        home, python = home_of("kohya"), python_of("kohya")
+        if home is None or python is None:
+            raise UserError(self.check())
+        argv = [str(python), *_launcher(len(job.device_uuids)), str(home / FAMILIES[job.architecture].script)]
+        environment = trainer_environment(job, workspace.cache())
+        return LaunchPlan(
+            files=files,
+            links=links,
+            config=config,
+            argv=[*argv, "--config_file", str(config)],
+            env=environment | {"COLUMNS": "300", "TOKENIZERS_PARALLELISM": "false"},
+            cwd=home,
+            # No signal makes it save: the first one is only the kinder end.
+            stop=[StopStep("SIGINT", 10), StopStep("SIGTERM", 5), StopStep("SIGKILL", 5)],
+            not_expressed=[*self.not_expressed(job.spec, job.architecture), *_resume_notes(job)],
+        )
+
+    def report(self, reading: Reading) -> Path:
+        return reading.log
+
+    def parse(self, chunk: bytes, reading: Reading) -> tuple[list[Observation], int]:
+        return _Console(reading).read(chunk)
+
+    def measure(self, reading: Reading) -> list[Observation]:
+        return []
+
+    def states(self, folder: Path) -> list[tuple[Path, int]]:
+        return _states(folder)
+
+    def outcome(self, reading: Reading, exit_: Exit) -> Outcome:
+        return judge(reading, exit_, failures=FAILURES, unfinished=_unfinished(reading), nan_step=_nan_step(reading))
+
+    def read_config(self, text: str) -> Imported:
+        """A configuration for sd-scripts that somebody brings along."""
+        keys = without_sections(read_toml(text))
+        taken = take_keys(self.table(), keys, READERS)
+        trains_all = not keys.get("network_train_unet_only") and "text_encoder_lr" not in keys
+        if trains_all and "learning_rate" in taken.values:  # then it trains them at the same rate
+            taken.values.setdefault("text_encoder_learning_rate", taken.values["learning_rate"])
+        return taken
+
+
+# --- The configuration ------------------------------------------------------------------------------------------------
+def _config(job: TrainingJob, dataset: Path, prompts: Path) -> dict[str, Any]:
+    """The whole TOML: the family's own values, then those of the RunSpec, then the user's options, then ours."""
+    family = FAMILIES[job.architecture]
+    options = {key: value for key, value in job.options.items() if not key.startswith(DATASET)}
+    return _of_spec(job, family) | dict(family.fixed) | _merged(job, options) | _ours(job, family, dataset, prompts)
+
+
+def _of_spec(job: TrainingJob, family: Family) -> dict[str, Any]:
+    spec = job.spec
+    keys = keys_of(spec) | {"cache_latents": True, "cache_latents_to_disk": True, "sdpa": True}
+    if job.architecture not in {"sd15", "sd2", "sdxl"}:
+        keys = {key: value for key, value in keys.items() if SAME.get(key) not in ONLY_SD and key != "max_token_length"}
+    if not family.trains_text_encoders:
+        keys |= {"network_train_unet_only": True}
+        keys.pop("text_encoder_lr", None)
+    trains = bool(spec.text_encoder_learning_rate) and family.trains_text_encoders
+    if family.caches_text_encoders and not (trains or spec.shuffle_caption or spec.caption_dropout):
+        keys |= {"cache_text_encoder_outputs": True, "cache_text_encoder_outputs_to_disk": True}
+    if spec.caption_tokens == 75:
+        keys.pop("max_token_length", None)
+    if spec.optimizer in OWN_SCHEDULE or (spec.lr_schedule == "constant" and spec.warmup_steps):
+        keys["lr_scheduler"] = "constant_with_warmup"  # with the other one a warm-up is an error
+    if spec.optimizer == "Adafactor":  # else it takes a rate of its own
+        keys["optimizer_args"] += ["relative_step=False", "scale_parameter=False", "warmup_init=False"]
+    if job.device == DeviceKind.CPU:
+        keys["mixed_precision"] = "no"
+    if job.prediction_type == "v_prediction":
+        keys["v_parameterization"] = True
+    return {key: value for key, value in keys.items() if value != 0 or value is False} | {"seed": spec.seed}
+
+
+def _merged(job: TrainingJob, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's options. Lists of `name=value` come behind those that the RunSpec makes."""
+    keys = keys_of(job.spec)
+    merged = dict(options)
+    for name in ("network_args", "optimizer_args"):
+        if name in options:
+            merged[name] = [*keys.get(name, []), *options[name]]
+    if options.get("xformers") or options.get("mem_eff_attn"):
+        merged["sdpa"] = False
+    return merged
+
+
+def _ours(job: TrainingJob, family: Family, dataset: Path, prompts: Path) -> dict[str, Any]:
+    spec = job.spec
+    config: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(job.base_model),
+        "network_module": family.network,
+        "dataset_config": str(dataset),
+        "output_dir": str(_output(job.attempt_folder)),
+        "output_name": job.name,
+        "save_model_as": "safetensors",
+        "save_state": True,
+        "logging_dir": str(job.folder / "tensorboard"),
+        "log_with": "tensorboard",
+        "tokenizer_cache_dir": str(_tokenizers()),
+        "console_log_simple": True,
+        "caption_extension": ".txt",
+    } | _cadence(job)
+    for role, key in [*family.parts.items(), *family.optional.items()]:
+        if role in job.parts:
+            config[key] = str(job.parts[role])
+    if spec.sample_prompts:
+        config |= {"sample_prompts": str(prompts), "sample_at_first": job.start_step == 0}
+        config["sample_every_n_steps"] = spec.sample_every_steps or spec.steps
+    if job.resume_state is not None:
+        config |= {"resume": str(job.resume_state), "skip_until_initial_step": True}
+        config["initial_step"] = _initial_step(job)
+    return config
+
+
+def _cadence(job: TrainingJob) -> dict[str, Any]:
+    """When it saves weights and a state, of which two are kept.
+
+    With gradient accumulation it can go on at the start of an epoch only (its skipping counts batches as updates),
+    so it saves there.
+    """
+    every = job.spec.save_every_steps or max(1, job.spec.steps // SAVES)
+    if job.spec.gradient_accumulation_steps == 1:
+        return {"save_every_n_steps": every, "save_last_n_steps_state": every}
+    epochs = max(1, round(every / updates_per_epoch(job)))
+    return {"save_every_n_epochs": epochs, "save_last_n_epochs_state": 2, "save_every_n_steps": job.spec.steps * 2}
+
+
+def updates_per_epoch(job: TrainingJob) -> int:
+    """About: buckets with a last small batch make it a little more."""
+    images = sum(picture.repeats for picture in job.pictures) * job.spec.repeats
+    devices = max(1, len(job.device_uuids))
+    return math.ceil(math.ceil(images / job.spec.batch_size / devices) / job.spec.gradient_accumulation_steps)
+
+
+def _initial_step(job: TrainingJob) -> int:
+    """What makes sd-scripts begin where the state was saved.
+
+    It multiplies this by the accumulation, and divides the product by updates an epoch to find the epoch: for the
+    state at the end of epoch e the product has to be at least e * updates. Without accumulation it is the step itself.
+    """
+    accumulated = job.spec.gradient_accumulation_steps
+    if accumulated == 1:
+        return job.start_step
+    return math.ceil(job.start_step / accumulated)
+
+
+def _resume_notes(job: TrainingJob) -> list[str]:
+    if job.resume_state is None or job.spec.steps % updates_per_epoch(job) == 0:
+        return []
+    return ["After a resume sd-scripts finishes the last epoch: it may train a few steps more than were asked for."]
+
+
+def _subsets(folders: Mapping[int, Path], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """With those options that are read here only."""
+    own = {key.removeprefix(DATASET): value for key, value in options.items() if key.startswith(DATASET)}
+    return [
+        {"image_dir": str(folder), "num_repeats": repeats, "caption_extension": ".txt", **own}
+        for repeats, folder in folders.items()
+    ]
+
+
+def _prompts(job: TrainingJob) -> list[dict[str, Any]]:
+    spec = job.spec
+    return [
+        {
+            "prompt": prompt,
+            "negative_prompt": "",
+            "width": spec.resolution,
+            "height": spec.resolution,
+            "sample_steps": spec.sample_steps,
+            "scale": spec.sample_scale,
+            "seed": spec.sample_seed + index,
+        }
+        for index, prompt in enumerate(spec.sample_prompts)
+    ]
+
+
+def _launcher(processes: int) -> list[str]:
+    """Every flag is given: a default_config.yaml in somebody's home would decide otherwise."""
+    if processes <= 1:
+        return []
+    return [
+        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"),
+        *("--main_process_port", "0"),
+    ]
+
+
+def _output(attempt_folder: Path) -> Path:
+    return attempt_folder / "output"
+
+
+def _tokenizers() -> Path:
+    return workspace.models() / "tokenizers"
+
+
+def _has_tokenizer(name: str) -> bool:
+    return name in {CLIP_L, CLIP_G, "stabilityai_stable-diffusion-2"} or (_tokenizers() / name).is_dir()
+
+
+# --- What it prints ---------------------------------------------------------------------------------------------------
+BAR = re.compile(
+    r"steps:\s+(\d+)%\|[^|]*\|\s*(\d+)/(\d+) \[([\d:]+)<([\d:?]+),\s*([\d.?]+)(s/it|it/s)(?:, ([^\]]*))?\]"
+)
+AVERAGE_LOSS = re.compile(r"avr_loss=([^,\s\]]+)")
+SAVING = re.compile(r"saving checkpoint: (.+\.safetensors)$")
+STATE_SAVED = re.compile(r"Random states saved in (.+)/random_states_0\.pkl$")
+SAMPLING = re.compile(r"generating sample images at step[^:]*: (-?\d+)")
+BATCHES = re.compile(r"num batches per epoch[^:]*: (\d+)")
+FINISHED = "model saved."
+STAGES = {
+    "caching latents": "Encoding the pictures",
+    "caching Text Encoder outputs": "Encoding the captions",
+    "loading model": "Loading the model",
+    "loading u-net": "Loading the model",
+    "loading Diffusers pretrained": "Loading the model",
+    "prepare optimizer": "Preparing the optimizer",
+    "generating sample images": "Drawing samples",
+}
+
+
+class _Console:
+    """Reads pieces in order. What takes a while (a checkpoint, samples) is taken when the next piece is there."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+        self.step = reading.step
+        self.batches = 0
+
+    def read(self, chunk: bytes) -> tuple[list[Observation], int]:
+        found: list[Observation] = []
+        consumed = 0
+        pending: tuple[str, int] | None = None
+        for piece in pieces(chunk, is_over=self.reading.is_over):
+            text = piece.text.strip()
+            if pending and text and (not SAMPLING.search(pending[0]) or BAR.match(text) or SAVING.search(text)):
+                found += self._finish(pending[0])
+                pending = None
+            if pending is None and (SAVING.search(text) or SAMPLING.search(text)):
+                pending = (text, consumed)
+            if pending is None:
+                found += self._observe(text)
+                consumed = piece.end
+            elif SAMPLING.search(pending[0]):
+                found += [Stage(STAGES["generating sample images"])]
+            if pending is None:
+                consumed = piece.end
+        if pending and self.reading.is_over:
+            found += self._finish(pending[0])
+            consumed = len(chunk)
+        return found, consumed
+
+    def _observe(self, text: str) -> Iterator[Observation]:
+        if bar := BAR.match(text):
+            yield from self._progress(bar)
+            text = text[bar.end() :].strip()
+        if saved := STATE_SAVED.search(text):
+            yield from self._state(Path(saved[1]))
+        elif batches := BATCHES.search(text):
+            self.batches = int(batches[1])
+        elif stage := next((name for mark, name in STAGES.items() if text.startswith(mark)), ""):
+            yield Stage(stage)
+
+    def _progress(self, bar: re.Match[str]) -> Iterator[Observation]:
+        count, total = int(bar[2]), self.reading.spec.steps
+        self.step = self.reading.start_step + count
+        total = max(total, self.step)
+        if count == 0:
+            yield Started(self.reading.start_step, total)
+            return
+        average = AVERAGE_LOSS.search(bar[8] or "")
+        if average is None:
+            return
+        loss = self._undiluted(float(average[1]), count)
+        rate = None if bar[6] == "?" else float(bar[6])
+        speed = (1 / rate if bar[7] == "s/it" else rate) if rate else None
+        yield Progress(
+            self.step,
+            total,
+            time.time(),
+            loss=loss,
+            steps_per_second=speed,
+            eta_seconds=(total - self.step) / speed if speed else None,
+        )
+        if math.isnan(loss):
+            yield Hopeless()
+
+    def _undiluted(self, average: float, count: int) -> float:
+        """Its average counts steps of the epoch before the resume as zeros. `count` steps were trained since."""
+        reading = self.reading
+        if not reading.start_step or reading.spec.gradient_accumulation_steps > 1:
+            return average
+        self.batches = self.batches or _batches(reading)
+        skipped = reading.start_step % self.batches if self.batches else 0
+        if not skipped or reading.start_step < self.batches:
+            return average if not skipped else average * (skipped + count) / count
+        reached = skipped + count
+        if reached <= self.batches:
+            return average * reached / count
+        zeros = max(0, skipped - (reached - self.batches))
+        return average * self.batches / (self.batches - zeros)
+
+    def _finish(self, text: str) -> Iterator[Observation]:
+        if saved := SAVING.search(text):
+            yield from self._checkpoint(Path(saved[1]))
+        elif drawn := SAMPLING.search(text):
+            yield from self._samples(int(drawn[1]))
+
+    def _checkpoint(self, printed: Path) -> Iterator[Observation]:
+        reading = self.reading
+        is_final = printed.name == f"{reading.name}.safetensors"
+        every = reading.spec.save_every_steps
+        source = _output(reading.attempt_folder) / printed.name
+        if not is_final and not every:
+            source.unlink(missing_ok=True)  # it came with a state; the user wants the last one only
+            return
+        name = printed.name if is_final else f"{reading.name}-step{self.step:08d}.safetensors"
+        facts = {**reading.provenance, "lorapilot_step": str(self.step)}
+        collected = collect(source, reading.folder / name, facts)
+        if collected is None:
+            yield Noted(f"{printed.name} was announced, but is no complete file.")
+            return
+        yield CheckpointSaved(name, self.step, collected.bytes, collected.sha256, is_final)
+
+    def _state(self, printed: Path) -> Iterator[Observation]:
+        state = _output(self.reading.attempt_folder) / printed.name
+        if state.is_dir():
+            (state / STEP_FILE).write_text(json.dumps({"step": self.step}))
+            _drop_old_states(self.reading)
+            yield StateSaved(state.relative_to(self.reading.folder).as_posix(), self.step)
+
+    def _samples(self, own_step: int) -> Iterator[Observation]:
+        """`own_step` is sd-scripts' count, by which it names the files."""
+        reading = self.reading
+        step = self.step if own_step else 0
+        folder = _output(reading.attempt_folder) / "sample"
+        for path in sorted(folder.glob(f"{reading.name}_{own_step:06d}_*.png")):
+            index = int(path.name.removeprefix(f"{reading.name}_").split("_")[1])
+            if index >= len(reading.spec.sample_prompts):
+                continue
+            target = reading.folder / "samples" / f"step{step:08d}-{index:02d}.png"
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+            prompt = reading.spec.sample_prompts[index]
+            yield SampleDrawn(
+                target.relative_to(reading.folder).as_posix(), step, index, prompt, "", reading.spec.sample_seed + index
+            )
+
+
+def _batches(reading: Reading) -> int:
+    """Of an epoch, as it printed at the start of this attempt; 0 when it did not come so far."""
+    for text in log_pieces(reading.log, reading.log_offset):
+        if found := BATCHES.search(text):
+            return int(found[1])
+    return 0
+
+
+# --- States and the end -----------------------------------------------------------------------------------------------
+STEP_FILE = "lorapilot.json"  # in a state: the true step; written when the state was seen to be complete
+STATES_KEPT = 2
+
+
+def _states(folder: Path) -> list[tuple[Path, int]]:
+    """Newest first."""
+    found = []
+    for marker in folder.glob(f"_attempts/*/output/*-state/{STEP_FILE}"):
+        try:
+            step = int(json.loads(marker.read_text())["step"])
+        except (OSError, ValueError, KeyError):
+            continue
+        found.append((marker.parent, step))
+    return sorted(found, key=lambda state: (state[1], state[0].stat().st_mtime), reverse=True)
+
+
+def _drop_old_states(reading: Reading) -> None:
+    """Those of earlier attempts, once there are enough newer ones. sd-scripts drops its own."""
+    mine = _output(reading.attempt_folder)
+    for state, _ in _states(reading.folder)[STATES_KEPT:]:
+        if state.parent != mine:
+            shutil.rmtree(state, ignore_errors=True)
+
+
+def _unfinished(reading: Reading) -> str:
+    """Why the attempt did not finish; empty when it proved that it did."""
+    step, is_saved = 0, False
+    for text in log_pieces(reading.log, reading.log_offset):
+        if bar := BAR.match(text.strip()):
+            step = reading.start_step + int(bar[2])
+        is_saved = is_saved or FINISHED in text
+    if not is_saved:
+        return "sd-scripts ended without saving a LoRA."
+    if step < reading.spec.steps:
+        return f"sd-scripts ended after {step:,} of {reading.spec.steps:,} steps."
+    if not (reading.folder / f"{reading.name}.safetensors").is_file():
+        return f"sd-scripts finished, but {reading.name}.safetensors is gone. Was it moved or deleted?"
+    return ""
+
+
+def _nan_step(reading: Reading) -> int | None:
+    """The first step whose loss was no number."""
+    for text in log_pieces(reading.log, reading.log_offset):
+        bar = BAR.match(text.strip())
+        average = AVERAGE_LOSS.search(bar[8] or "") if bar else None
+        if bar and average and average[1] == "nan":
+            return reading.start_step + int(bar[2])
+    return None
+
+
+FAILURES = (
+    failure(
+        r"No data found\. Please verify arguments",
+        "sd-scripts found no picture that it can read. Check the dataset's pictures.",
+    ),
+    failure(
+        r"provided pretrained_model_name_or_path \"([^\"]+)\" is neither a valid local path nor a valid repo id"
+        r"|model is not found as a file or in Hugging Face",
+        "sd-scripts found no base model at its path. Check the model on the Models page.",
+    ),
+    failure(
+        r"expected str, bytes or os\.PathLike object, not NoneType",
+        "sd-scripts has no tokenizer for this model: get it on the Models page, or with `models pull`.",
+    ),
+    failure(
+        r"extra keys not allowed @ data\[(.+?)\]$",
+        "This version of sd-scripts does not know the dataset option {0}: update sd-scripts, or leave the option out.",
+    ),
+    failure(
+        r"error: unrecognized arguments: (.+)",
+        "This version of sd-scripts does not know {0}: LoRA Pilot is tested with v0.10.1.",
+    ),
+    failure(
+        r"max_train_steps should be greater than initial step",
+        "This run has all its steps already: there is nothing left to resume.",
+    ),
+    failure(
+        r"NaN detected in latents: (.+)",
+        "The VAE made no numbers of {0}. Turn no_half_vae on, or use a VAE that is made for 16 bits.",
+    ),
+    failure(
+        r"(?:No|no) module named 'bitsandbytes'|bitsandbytes is not installed|No bitsandbytes",
+        "This optimizer needs bitsandbytes in the trainer's Python: install it there, or choose another optimizer.",
+    ),
+    failure(
+        r"No xformers|xformers is not|xformersがインストールされていない",
+        "xformers is missing in the trainer's Python: install it there, or leave the option xformers out.",
+    ),
+)
