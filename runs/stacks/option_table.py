@@ -67,7 +67,8 @@ class StackOption:
     """One key of a trainer. `key` is the trainer's own, with dots where its config nests.
 
     `choices` are texts; `pattern` is what a text, or each of a list, is matched with as a whole; `most`, `least` and
-    `above` bound a number, or each of a list. `names` are the names that a list of "name=value" may hold, with their types or choices; `names_of_settings` those that a field sets.
+    `above` bound a number, or each of a list. `names` are the names that a list of "name=value" may hold, with their
+    types or choices; `names_of_settings` those that a field sets. `default` is the trainer's own.
     `instead_of`: the field of the RunSpec whose value this one replaces when it is set.
     """
 
