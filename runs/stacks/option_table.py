@@ -35,8 +35,9 @@ GROUPS = (
     "Model",
     "Logging",
 )
-NUMBERS = {"int", "float", "floats"}
-TYPES = NUMBERS | {"bool", "text", "choice", "names"}
+NUMBERS = {"int", "float", "ints", "floats"}
+PATTERNED = {"text", "words"}
+TYPES = NUMBERS | PATTERNED | {"bool", "choice", "names"}
 MOST_ITEMS = 64  # of a list
 # Of one text. No path, no address, no second line, and nothing that a trainer would expand from its environment.
 NEVER_IN_A_TEXT = re.compile(r"[/\\$`]|\.\.")
@@ -65,8 +66,9 @@ NAME_KINDS = {
 class StackOption:
     """One key of a trainer. `key` is the trainer's own, with dots where its config nests.
 
-    `choices` are texts; `most`, `least` and `above` bound a number, or each of a list. `names` are the names that a
-    list of "name=value" may hold, with their types or choices; `names_of_settings` those that a field sets.
+    `choices` are texts; `pattern` is what a text, or each of a list, is matched with as a whole; `most`, `least` and
+    `above` bound a number, or each of a list. `names` are the names that a list of "name=value" may hold, with their
+    types or choices; `names_of_settings` those that a field sets. `default` is the trainer's own.
     `instead_of`: the field of the RunSpec whose value this one replaces when it is set.
     """
 
@@ -127,7 +129,7 @@ def load_table(name: str) -> OptionTable:
 
 
 def check_options(table: OptionTable, values: Mapping[str, Any], *, architecture: str) -> dict[str, Any]:
-    """The options of a run, typed, from JSON or a form: numbers and bools may be texts, lists texts with commas or lines.
+    """The options of a run, typed, from JSON or a form: numbers and bools may be texts, lists texts of lines or commas.
 
     An empty text leaves its key to the trainer. Raises UserError, with the field `options.<key>`.
     """
@@ -210,7 +212,7 @@ def _choice(option: StackOption, value: Any) -> str:
 
 
 def _text(option: StackOption, value: Any) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.strip():
         raise UserError(f"{option.label} is a text.", field=option.field_name)
     text = value.strip()
     if not text.isprintable() or NEVER_IN_A_TEXT.search(text):
@@ -223,11 +225,17 @@ def _text(option: StackOption, value: Any) -> str:
     return text
 
 
+def _words(option: StackOption, value: Any) -> list[str]:
+    one = _choice if option.choices else _text
+    return [one(option, item) for item in _items(option, value)]
+
+
+def _ints(option: StackOption, value: Any) -> list[int]:
+    return [_int(option, item) for item in _items(option, value)]
+
+
 def _floats(option: StackOption, value: Any) -> list[float]:
-    items = _items(option, value)
-    if option.count is not None and len(items) != option.count:
-        raise UserError(f"{option.label} has {option.count} numbers.", field=option.field_name)
-    return [_float(option, item) for item in items]
+    return [_float(option, item) for item in _items(option, value)]
 
 
 def _names(option: StackOption, value: Any) -> list[str]:
@@ -267,6 +275,8 @@ def _items(option: StackOption, value: Any, separator: str = ",") -> list[Any]:
         value = [item.strip() for line in value.splitlines() for item in line.split(separator) if item.strip()]
     if not isinstance(value, list | tuple):
         raise UserError(f"{option.label} is a list.", field=option.field_name)
+    if option.count is not None and len(value) != option.count:
+        raise UserError(f"{option.label} is a list of {option.count}.", field=option.field_name)
     if not 0 < len(value) <= MOST_ITEMS:
         raise UserError(f"{option.label} has 1 to {MOST_ITEMS} items.", field=option.field_name)
     return list(value)
@@ -277,7 +287,9 @@ CONVERTERS: dict[str, Callable[[StackOption, Any], Any]] = {
     "int": _int,
     "float": _float,
     "text": _text,
+    "words": _words,
     "choice": _choice,
+    "ints": _ints,
     "floats": _floats,
     "names": _names,
 }
@@ -320,9 +332,10 @@ def _wrong_if_open(option: StackOption) -> dict[str, bool]:
         "its help is too long": len(option.help) > HELP_CHARACTERS,
         "its type is none": option.type not in TYPES,
         "a number has bounds, and nothing else": (option.type in NUMBERS) != bounded,
-        "a choice has choices, and nothing else": (option.type == "choice") != bool(option.choices),
-        "a text has a pattern and an example, and nothing else has a pattern": (option.type == "text")
-        != bool(option.pattern and option.example),
+        "a choice has choices": option.type == "choice" and not option.choices,
+        "only choices and words have choices": option.type not in {"choice", "words"} and bool(option.choices),
+        "a text has a pattern or choices, and an example": option.type in PATTERNED
+        and not (option.example and bool(option.pattern) != bool(option.choices)),
         "a list of names has names, and nothing else": (option.type == "names") != bool(option.names),
         "a name's type is none": not set(kinds) <= NAME_VALUES.keys(),
     }
