@@ -17,7 +17,7 @@ class ModelComponentInline(admin.TabularInline[ModelComponent, BaseModel]):
     model = ModelComponent
     extra = 0
     can_delete = False
-    readonly_fields = ("role", "path", "bytes", "dtype", "parameters", "sha256")
+    readonly_fields = ("role", "path", "is_attached", "bytes", "dtype", "parameters", "sha256")
 
     def has_add_permission(self, request: HttpRequest, obj: BaseModel | None = None) -> bool:
         return False
@@ -48,7 +48,7 @@ class BaseModelAdmin(ServiceOwnedAdmin[BaseModel]):
 
 @admin.register(ModelComponent)
 class ModelComponentAdmin(ServiceOwnedAdmin[ModelComponent]):
-    list_display = ("path", "base_model", "role", "bytes", "dtype", "parameters", "sha256")
-    list_filter = ("role",)
+    list_display = ("path", "base_model", "role", "is_attached", "bytes", "dtype", "parameters", "sha256")
+    list_filter = ("role", "is_attached")
     list_select_related = ("base_model",)
     search_fields = ("path", "sha256")

@@ -1,25 +1,28 @@
-"""The API of base models: everybody who is signed in reads, staff register and remove."""
+"""The API of base models: everybody who is signed in reads, staff register, attach files and remove."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from django.db.models import QuerySet
+from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, serializers, status, viewsets
+from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from lorapilot.access import get_visible, signed_in
 from lorapilot.models import Job
 from models_registry import selectors, services
+from models_registry.enums import ATTACHABLE
 from models_registry.models import BaseModel, ModelComponent
 
 
 class ModelComponentSerializer(serializers.ModelSerializer[ModelComponent]):
     class Meta:
         model = ModelComponent
-        fields = ("role", "path", "bytes", "dtype", "parameters", "sha256")
+        fields = ("id", "role", "path", "bytes", "dtype", "parameters", "sha256", "is_attached")
 
 
 class HashingSerializer(serializers.ModelSerializer[Job]):
@@ -68,6 +71,11 @@ class RegisterSerializer(serializers.Serializer[BaseModel]):
     name = serializers.CharField(max_length=100, required=False, default="", allow_blank=True)
 
 
+class AttachSerializer(serializers.Serializer[ModelComponent]):
+    role = serializers.ChoiceField(choices=[(role.value, role.label) for role in ATTACHABLE])
+    path = serializers.CharField(max_length=500, help_text="Relative to the models folder: a file, or a folder.")
+
+
 class BaseModelViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[BaseModel]):
     serializer_class = BaseModelSerializer
     filterset_fields = ("architecture",)
@@ -95,4 +103,32 @@ class BaseModelViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[BaseModel]
         """Remove a model from the list; its files stay. Staff only; refused while runs use it."""
         base_model = get_visible(BaseModel, request.user, pk=pk)
         services.forget_base_model(base_model, forgotten_by=signed_in(request), request=request)
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+    @extend_schema(responses=ModelComponentSerializer(many=True), filters=False)
+    @action(detail=True, pagination_class=None)
+    def components(self, request: Request, pk: int) -> Response:
+        """The model's own files, and those that are attached to it."""
+        base_model = get_visible(BaseModel, request.user, pk=pk)
+        return Response(ModelComponentSerializer(base_model.components.all(), many=True).data)
+
+    @extend_schema(request=AttachSerializer, responses={201: ModelComponentSerializer})
+    @components.mapping.post
+    def attach(self, request: Request, pk: int) -> Response:
+        """Train the model with a file or folder of the models folder; it replaces that of the same role. Staff only."""
+        base_model = get_visible(BaseModel, request.user, pk=pk)
+        wanted = AttachSerializer(data=request.data)
+        wanted.is_valid(raise_exception=True)
+        values: dict[str, Any] = wanted.validated_data
+        user = signed_in(request)
+        component = services.attach_component(base_model, **values, by=user, request=request)
+        return Response(ModelComponentSerializer(component).data, status=status.HTTP_201_CREATED)
+
+    @extend_schema(responses={204: None})
+    @action(detail=True, methods=["delete"], url_path=r"components/(?P<component_id>[0-9]+)")
+    def detach(self, request: Request, pk: int, component_id: int) -> Response:
+        """Train the model without an attached file, which stays where it is. Staff only; 409 for the model's own."""
+        base_model = get_visible(BaseModel, request.user, pk=pk)
+        component = get_object_or_404(base_model.components, pk=component_id)
+        services.detach_component(component, by=signed_in(request), request=request)
         return Response(status=status.HTTP_204_NO_CONTENT)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from lora_trainer.safetensors_header import Header, Tensor
 from models_registry import tensor_layouts
+from models_registry.part_layouts import is_vae
 from models_registry.recognition import (
     DEFAULT_PREDICTION,
     DEFAULT_RESOLUTION,
@@ -31,44 +33,90 @@ from models_registry.tensor_layouts import Denoiser
 MAX_JSON_BYTES = 16 * 1024**2
 UNET_PIPELINE = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 TWO_ENCODERS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+ONE_ENCODER = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 # Pipeline class → architectures that it can be, and the parts that it cannot do without.
 PIPELINES = {
     "StableDiffusionPipeline": (("sd15", "sd2"), UNET_PIPELINE),
     "StableDiffusionXLPipeline": (("sdxl",), ("unet", *TWO_ENCODERS)),
     "StableDiffusion3Pipeline": (("sd3",), ("transformer", *TWO_ENCODERS)),
     "FluxPipeline": (("flux",), ("transformer", *TWO_ENCODERS)),
+    "ChromaPipeline": (("chroma",), ONE_ENCODER),
+    "Lumina2Pipeline": (("lumina2",), ONE_ENCODER),
+    "Lumina2Text2ImgPipeline": (("lumina2",), ONE_ENCODER),  # its first name
+    "HunyuanImagePipeline": (("hunyuan_image",), ("transformer", *TWO_ENCODERS)),
+    "WanPipeline": (("wan", "wan22"), ONE_ENCODER),
+    "WanImageToVideoPipeline": (("wan", "wan22"), ONE_ENCODER),
+    "QwenImagePipeline": (("qwen_image",), ONE_ENCODER),
+    "HiDreamImagePipeline": (("hidream",), ("transformer", *TWO_ENCODERS, "text_encoder_3", "tokenizer_3")),
+    "ZImagePipeline": (("z_image",), ONE_ENCODER),
+    "Flux2Pipeline": (("flux2",), ONE_ENCODER),
+    "Flux2KleinPipeline": (("flux2",), ONE_ENCODER),
+    "LTXPipeline": (("ltx",), ONE_ENCODER),
+    "LTXConditionPipeline": (("ltx",), ONE_ENCODER),
+    "HunyuanVideoPipeline": (("hunyuan_video",), ("transformer", *TWO_ENCODERS)),
+    "AuraFlowPipeline": (("auraflow",), ONE_ENCODER),
+    "OmniGen2Pipeline": (("omnigen2",), ("transformer", "vae", "mllm", "processor", "scheduler")),
 }
+# What the configuration of the transformer calls itself. UNets are all called the same.
+TRANSFORMER_CLASSES = {
+    "sd3": "SD3Transformer2DModel",
+    "flux": "FluxTransformer2DModel",
+    "chroma": "ChromaTransformer2DModel",
+    "lumina2": "Lumina2Transformer2DModel",
+    "hunyuan_image": "HunyuanImageTransformer2DModel",
+    "wan": "WanTransformer3DModel",
+    "wan22": "WanTransformer3DModel",
+    "qwen_image": "QwenImageTransformer2DModel",
+    "hidream": "HiDreamImageTransformer2DModel",
+    "z_image": "ZImageTransformer2DModel",
+    "flux2": "Flux2Transformer2DModel",
+    "ltx": "LTXVideoTransformer3DModel",
+    "hunyuan_video": "HunyuanVideoTransformer3DModel",
+    "auraflow": "AuraFlowTransformer2DModel",
+    "omnigen2": "OmniGen2Transformer2DModel",
+}
+# Whose `sample_size` times the VAE's factor is the size of the pictures that it was trained on.
+STATES_ITS_SIZE = {"sd15", "sd2", "sdxl", "sd3", "flux", "lumina2"}
 # Part → role. Parts that are not listed (safety checkers, image encoders) play no role in training.
 ROLES = {
     "unet": "unet",
     "transformer": "transformer",
+    "transformer_2": "transformer",
     "vae": "vae",
     "text_encoder": "text_encoder",
     "text_encoder_2": "text_encoder_2",
     "text_encoder_3": "text_encoder_3",
+    "text_encoder_4": "llm",
+    "mllm": "llm",
     "tokenizer": "tokenizer",
     "tokenizer_2": "tokenizer_2",
     "tokenizer_3": "other",
+    "tokenizer_4": "other",
+    "processor": "tokenizer",
     "scheduler": "scheduler",
 }
 PART_TITLES = {
     "unet": "UNet",
     "transformer": "Transformer",
+    "transformer_2": "Transformer 2",
     "vae": "VAE",
     "text_encoder": "Text encoder",
     "text_encoder_2": "Text encoder 2",
     "text_encoder_3": "Text encoder 3",
+    "text_encoder_4": "Text encoder 4",
+    "mllm": "Language model",
 }
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
     "merges.txt",
     "spiece.model",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
 )
-TOKENIZER_WHOLE = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"})
+TOKENIZER_WHOLE = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"}, {"tokenizer.model"})
 
 
 def recognise_folder(folder: Path, *, root: Path) -> Recognised:
@@ -96,7 +144,7 @@ class _Folder:
         architectures, required = self._pipeline(index)
         tensors = {part: self._part(part) for part in self._listed_parts(index, required)}
         denoiser, metadata = self._denoiser(required[0], tensors, architectures)
-        if not tensor_layouts.holds_vae(tensors["vae"].tensors):
+        if not is_vae(tensors["vae"].tensors):
             raise Unrecognised(f"The vae of {self.folder.name} holds no VAE. Copy or download the model again.")
         return Recognised(
             layout="folder",
@@ -129,7 +177,7 @@ class _Folder:
 
     def _part(self, part: str) -> Header:
         """Collect one part's files. Returns its tensors (none for tokenizers and schedulers)."""
-        if part.startswith("tokenizer"):
+        if part.startswith("tokenizer") or part == "processor":
             self._tokenizer(part)
         elif part == "scheduler":
             self._json("scheduler/scheduler_config.json", role="scheduler")
@@ -139,13 +187,18 @@ class _Folder:
 
     def _tokenizer(self, part: str) -> None:
         present = {name for name in TOKENIZER_FILES if (self.folder / part / name).is_file()}
-        if not any(whole <= present for whole in TOKENIZER_WHOLE):
+        if not any(whole <= present for whole in TOKENIZER_WHOLE) and not self._reads_bytes(part, present):
             raise Unrecognised(
                 f"{self.folder.name} is incomplete: its folder {part} holds no tokenizer "
                 "(tokenizer.json, or vocab.json with merges.txt). Copy or download the model again."
             )
         for name in sorted(present):
             self._add(f"{part}/{name}", ROLES[part])
+
+    def _reads_bytes(self, part: str, present: set[str]) -> bool:
+        """ByT5's tokenizer has no vocabulary, only a configuration."""
+        name = "tokenizer_config.json"
+        return name in present and self._read(f"{part}/{name}").get("tokenizer_class") == "ByT5Tokenizer"
 
     def _weights(self, part: str) -> Header:
         self._json(f"{part}/config.json", role=ROLES[part])
@@ -161,7 +214,7 @@ class _Folder:
 
     def _weight_files(self, part: str) -> list[str]:
         """The part's .safetensors files: one, or the shards of an index; full precision before the fp16 variant."""
-        stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+        stem = "model" if part.startswith(("text_encoder", "mllm")) else "diffusion_pytorch_model"
         for variant in ("", ".fp16"):
             single = f"{part}/{stem}{variant}.safetensors"
             if (self.folder / single).exists():
@@ -198,6 +251,10 @@ class _Folder:
         """The denoiser by its tensors, when model_index.json and the configuration say the same of it."""
         where = f"{self.folder.name}/{part}"
         denoiser = tensor_layouts.find_denoiser(where, tensors[part].tensors)
+        if (
+            "transformer_2" in tensors and denoiser.architecture == "wan"
+        ):  # one for the noisy half of the way, one for the rest
+            denoiser = replace(denoiser, architecture="wan22")
         if denoiser.architecture not in architectures:
             stated_titles = " or ".join(TITLES[name] for name in architectures)
             raise Unrecognised(
@@ -205,6 +262,12 @@ class _Folder:
                 f"{TITLES[denoiser.architecture]}. Copy or download the model again."
             )
         config = self._read(f"{part}/config.json")
+        expected = TRANSFORMER_CLASSES.get(denoiser.architecture)
+        if expected and (stated := config.get("_class_name", expected)) != expected:
+            raise Unrecognised(
+                f"The configuration of {where} says {ascii(stated)[:80]}, its tensors are those of a {expected}. "
+                "Copy or download the model again."
+            )
         stated = config.get("cross_attention_dim")
         if denoiser.context_size and isinstance(stated, int) and stated != denoiser.context_size:
             raise Unrecognised(
@@ -217,6 +280,8 @@ class _Folder:
 
     def _resolution(self, part: str, denoiser: Denoiser) -> int:
         """Pixels = the denoiser's sample_size × the factor by which the VAE shrinks a side."""
+        if denoiser.architecture not in STATES_ITS_SIZE:
+            return DEFAULT_RESOLUTION[denoiser.architecture]
         size = self._read(f"{part}/config.json").get("sample_size")
         size = max(size) if _are_numbers(size) else size
         channels = self._read("vae/config.json").get("block_out_channels")

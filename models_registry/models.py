@@ -25,7 +25,7 @@ class BaseModel(models.Model):
     name = models.CharField(max_length=100)
     path = models.CharField(max_length=500, unique=True, help_text="Relative to the models root.")
     layout = models.CharField(max_length=6, choices=Layout.choices)
-    architecture = models.CharField(max_length=10, choices=Architecture.choices)
+    architecture = models.CharField(max_length=20, choices=Architecture.choices)
     resolution = models.PositiveIntegerField(help_text="Native side length in pixels, from the model's configuration.")
     prediction_type = models.CharField(max_length=20, default="epsilon")
     bytes = models.PositiveBigIntegerField(default=0)
@@ -61,13 +61,14 @@ class BaseModel(models.Model):
 
     @property
     def precision(self) -> str:
-        """The type of most of the numbers of its largest file, e.g. F16."""
-        largest = max(self.components.all(), key=lambda component: component.bytes, default=None)
+        """The type of most of the numbers of its largest own file, e.g. F16."""
+        own = (component for component in self.components.all() if not component.is_attached)
+        largest = max(own, key=lambda component: component.bytes, default=None)
         return largest.dtype if largest else ""
 
 
 class ModelComponent(models.Model):
-    """One file of a base model."""
+    """One file of a base model: its own, or one that staff attached (then also a folder, as a whole)."""
 
     base_model = models.ForeignKey(BaseModel, on_delete=models.CASCADE, related_name="components")
     role = models.CharField(max_length=20, choices=Role.choices)
@@ -78,11 +79,17 @@ class ModelComponent(models.Model):
         max_length=20, blank=True, help_text="Of most of its tensors, e.g. F16; empty for configs."
     )
     parameters = models.PositiveBigIntegerField(default=0, help_text="Numbers in its tensors, from the header.")
+    is_attached = models.BooleanField(
+        default=False, help_text="A file of its own, anywhere in the models root, that the model is trained with."
+    )
 
     class Meta:
         ordering: ClassVar = ["role", "path"]
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["base_model", "path"], name="component_once_per_model"),
+            models.UniqueConstraint(
+                fields=["base_model", "role"], condition=Q(is_attached=True), name="component_attached_once_per_role"
+            ),
             models.CheckConstraint(name="component_role_valid", condition=Q(role__in=Role.values)),
         ]
 

@@ -13,23 +13,25 @@ from pathlib import Path
 
 from lora_trainer.safetensors_header import Header, HeaderError, Tensor, read_header
 from models_registry import tensor_layouts
-from models_registry.tensor_layouts import Denoiser, Unrecognised
+from models_registry.tensor_layouts import TITLES, Denoiser, Unrecognised
 
-TITLES = {
-    "sd15": "Stable Diffusion 1.5",
-    "sd2": "Stable Diffusion 2",
-    "sdxl": "Stable Diffusion XL",
-    "sd3": "Stable Diffusion 3",
-    "flux": "FLUX.1",
+# What a single file does not say itself. A folder's configurations do, of UNets and of the first transformers.
+DEFAULT_RESOLUTION = {
+    **dict.fromkeys(TITLES, 1024),
+    "sd15": 512,
+    "sd2": 768,
+    "hunyuan_image": 2048,
+    "qwen_image": 1328,
+    "wan": 480,
+    "wan22": 720,
+    "ltx": 512,
+    "hunyuan_video": 720,
 }
-# What a single file does not say itself. A folder's configurations do.
-DEFAULT_RESOLUTION = {"sd15": 512, "sd2": 768, "sdxl": 1024, "sd3": 1024, "flux": 1024}
 DEFAULT_PREDICTION = {
+    **dict.fromkeys(TITLES, "flow_prediction"),
     "sd15": "epsilon",
     "sd2": "v_prediction",
     "sdxl": "epsilon",
-    "sd3": "flow_prediction",
-    "flux": "flow_prediction",
 }
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 MODELSPEC_PREDICTION = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
@@ -142,7 +144,7 @@ def part_of(title: str, tensors: Mapping[str, Tensor]) -> Part:
 
 
 def _what_is_missing(name: str, denoiser: Denoiser, parts: Mapping[str, object]) -> tuple[str, ...]:
-    """A UNet alone cannot be trained on; SD3 and FLUX.1 are commonly kept in several files."""
+    """A UNet alone cannot be trained on; models with a transformer are commonly kept in several files."""
     title = TITLES[denoiser.architecture]
     encoders = [part for part in parts if part.startswith("Text encoder")]
     missing = [
@@ -155,7 +157,7 @@ def _what_is_missing(name: str, denoiser: Denoiser, parts: Mapping[str, object])
             f"{name} holds the UNet of a {title} model, but not {' and '.join(missing)}. "
             "Register the full checkpoint, or the diffusers folder that it belongs to."
         )
-    return (f"The file does not hold {' and '.join(missing)}: a run has to name them.",)
+    return (f"The file does not hold {' and '.join(missing)}: they are files of their own, which its page lists.",)
 
 
 def _resolution(header: Header, denoiser: Denoiser) -> int:
@@ -174,6 +176,8 @@ def _prediction_type(header: Header, denoiser: Denoiser) -> str:
 
 
 def _assumptions(header: Header, denoiser: Denoiser) -> tuple[str, ...]:
+    if denoiser.note:
+        return (denoiser.note,)
     if denoiser.architecture != "sd2" or "modelspec.prediction_type" in header.metadata:
         return ()
     sentence = (
@@ -183,4 +187,14 @@ def _assumptions(header: Header, denoiser: Denoiser) -> tuple[str, ...]:
     return (sentence,)
 
 
-__all__ = ["Component", "Part", "Recognised", "Unrecognised", "header_of", "part_of", "recognise", "recognise_file"]
+__all__ = [
+    "TITLES",
+    "Component",
+    "Part",
+    "Recognised",
+    "Unrecognised",
+    "header_of",
+    "part_of",
+    "recognise",
+    "recognise_file",
+]

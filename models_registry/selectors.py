@@ -13,7 +13,9 @@ from django.db.models import QuerySet
 
 from lorapilot import workspace
 from lorapilot.access import Viewer
+from models_registry.enums import ATTACHABLE, ATTACHABLE_AS_FOLDER, Layout, Role
 from models_registry.models import BaseModel, ModelComponent
+from models_registry.parts import FOLDER_ENCODERS, is_part_folder, is_sharded, part_files, recognise_part
 from models_registry.recognition import TITLES, Recognised, Unrecognised, recognise
 
 MOST_CANDIDATES = 100
@@ -26,6 +28,16 @@ class Candidate:
 
     path: str
     architecture_title: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PartCandidate:
+    """A file or folder in the models folder that could be attached to a base model."""
+
+    path: str
+    role: Role
+    title: str
     bytes: int
 
 
@@ -52,18 +64,52 @@ def component_path(component: ModelComponent) -> Path:
     return workspace.inside(workspace.models(), component.path)
 
 
-def component_paths(base_model: BaseModel) -> dict[str, Path]:
-    return {}
+def component_paths(base_model: BaseModel) -> dict[Role, Path]:
+    """Where the parts of the model lie, by role: what a diffusers folder holds (folders), the file of a single-file
+    model, and what is attached (files, or folders of weights), which wins. A folder's text encoders are there twice,
+    as `text_encoder` and as what they are (`clip_l`, `t5` and so on). Raises ValueError as `absolute_path` does."""
+    components = base_model.components.all()
+    paths: dict[Role, Path] = {}
+    for component in components:
+        if component.role != Role.OTHER and not component.is_attached:
+            paths.setdefault(Role(component.role), _part_path(base_model, component))
+    for name, role in FOLDER_ENCODERS.get(base_model.architecture, {}).items():
+        if Role(name) in paths:
+            paths[Role(role)] = paths[Role(name)]
+    return paths | {
+        Role(component.role): component_path(component) for component in components if component.is_attached
+    }
+
+
+def _part_path(base_model: BaseModel, component: ModelComponent) -> Path:
+    """Of a folder's file the part's folder: `sdxl/vae/config.json` of `sdxl` lies in the part `sdxl/vae`."""
+    inner = component.path.removeprefix(f"{base_model.path}/")
+    if base_model.layout == Layout.FOLDER and "/" in inner:
+        return absolute_path(base_model) / inner.partition("/")[0]
+    return component_path(component)
+
+
+def attached_components(base_model: BaseModel) -> list[ModelComponent]:
+    return [component for component in base_model.components.all() if component.is_attached]
+
+
+def component_files(component: ModelComponent) -> list[Path]:
+    """The file that the component is, or those of an attached folder. Raises ValueError as `absolute_path` does."""
+    path = component_path(component)
+    if not path.is_dir():
+        return [path]
+    root = workspace.models()
+    return [workspace.inside(root, file) for file in part_files(path)]
 
 
 def missing_files(base_model: BaseModel) -> list[str]:
-    """A sentence for each file that vanished or changed its size since the model was registered."""
+    """A sentence for each file, attached ones too, that vanished or changed its size since it was registered."""
     return [sentence for component in base_model.components.all() if (sentence := _what_is_wrong(component))]
 
 
 def _what_is_wrong(component: ModelComponent) -> str:
     try:
-        found = component_path(component).stat().st_size
+        found = sum(file.stat().st_size for file in component_files(component))
     except ValueError:
         return f"{component.path} is now a link that leaves the models folder."
     except OSError:
@@ -114,6 +160,58 @@ def _summary(path: Path, root: Path) -> tuple[str, int] | None:
     return TITLES[recognised.architecture], recognised.bytes
 
 
+def part_candidates() -> list[PartCandidate]:
+    """Recognised VAEs and text encoders in the models folder, outside diffusers folders, at most 100, by path."""
+    root = workspace.models().resolve()
+    found = (_part_candidate(path, root) for path in _parts_below(root))
+    return list(islice((candidate for candidate in found if candidate), MOST_CANDIDATES))
+
+
+def _part_candidate(path: Path, root: Path) -> PartCandidate | None:
+    try:
+        changed_at = max((file.stat().st_mtime_ns for file in part_files(path)), default=0) if path.is_dir() else 0
+        summary = _part_summary(path, changed_at or path.stat().st_mtime_ns)
+    except OSError:
+        return None
+    if summary is None or summary[0] not in (ATTACHABLE_AS_FOLDER if path.is_dir() else ATTACHABLE):
+        return None
+    role, title, size = summary
+    return PartCandidate(path.relative_to(root).as_posix(), Role(role), title, size)
+
+
+@lru_cache(maxsize=4096)
+def _part_summary(path: Path, _changed_at: int) -> tuple[str, str, int] | None:
+    try:
+        part = recognise_part(path)
+    except (Unrecognised, OSError, ValueError):
+        return None
+    return part.role, part.title, part.bytes
+
+
+def _parts_below(root: Path) -> Iterator[Path]:
+    """.safetensors files, and folders with a config.json beside them. Not in hidden, linked or diffusers folders."""
+    for here, names in _folders_below(root):
+        if here != root and is_part_folder(names):
+            yield here
+        if not is_sharded(here):
+            for name in sorted(names):
+                if name.endswith(".safetensors") and not (here / name).is_symlink():
+                    yield here / name
+
+
+def _folders_below(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    entries = 0
+    for folder, folders, files in os.walk(root):
+        entries += len(folders) + len(files)
+        if entries > MOST_ENTRIES:
+            return
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if "model_index.json" in files and Path(folder) != root:
+            folders.clear()
+        else:
+            yield Path(folder), files
+
+
 def _models_below(root: Path, registered: set[str]) -> Iterator[Path]:
     """Diffusers folders and .safetensors files that are not registered; hidden and linked folders are left out."""
     entries = 0
@@ -139,10 +237,15 @@ def _models_below(root: Path, registered: set[str]) -> Iterator[Path]:
 __all__ = [
     "Candidate",
     "Inspection",
+    "PartCandidate",
     "absolute_path",
+    "attached_components",
+    "component_files",
     "component_path",
+    "component_paths",
     "inspect",
     "list_base_models",
     "missing_files",
+    "part_candidates",
     "unregistered_candidates",
 ]

@@ -1,4 +1,4 @@
-"""Writes: registering base models, forgetting them, and hashing their files in the background.
+"""Writes: registering base models, attaching further files to them, forgetting them, and hashing in the background.
 
 Nothing here ever changes or deletes a model's file. Files are read before a transaction starts, never inside one.
 """
@@ -25,7 +25,9 @@ from lorapilot.errors import Conflict, NotAllowed, UserError
 from lorapilot.models import Job, User
 from lorapilot.services import record
 from models_registry import selectors
+from models_registry.enums import ATTACHABLE, ATTACHABLE_AS_FOLDER, describe_role
 from models_registry.models import BaseModel, ModelComponent
+from models_registry.parts import RecognisedPart, part_files, recognise_part
 from models_registry.recognition import Recognised, Unrecognised, recognise
 
 log = logging.getLogger(__name__)
@@ -98,6 +100,85 @@ def forget_base_model(
         ) from None
 
 
+def attach_component(
+    base_model: BaseModel, *, role: str, path: str, by: User | None = None, request: HttpRequest | None = None
+) -> ModelComponent:
+    """Let the model be trained with the part at `path`, which is relative to the models folder or absolute inside it:
+    a .safetensors file; for a VAE, T5 or language model also a folder with config.json and .safetensors files.
+
+    It takes the place of what was attached as that role. Its sha256 follows in the background; the model's own stays.
+    Raises UserError (no such part, or not of that role), Conflict (a file of the model itself), NotAllowed (not staff).
+    """
+    _require_staff(by)
+    if role not in ATTACHABLE:
+        known = ", ".join(describe_role(one) for one in ATTACHABLE)
+        raise UserError(f"Choose what it is: {known}.", field="role")
+    root = workspace.models().resolve()
+    found = _place(root, path, what="a file")
+    part = _recognised_part(found, role, root)
+    relative = _short_enough(found.relative_to(root).as_posix())
+    with transaction.atomic():
+        locked: BaseModel = BaseModel.objects.select_for_update(of=("self",)).get(pk=base_model.pk)
+        locked.components.filter(role=role, is_attached=True).delete()
+        if locked.components.filter(path=relative).exists():
+            raise Conflict(f"{relative} is a file of {locked.name} already.", field="path")
+        component = locked.components.create(
+            role=role,
+            path=relative,
+            bytes=part.bytes,
+            dtype=part.dtype,
+            parameters=part.parameters,
+            is_attached=True,
+        )
+        if locked.hashing is not None:
+            jobs.cancel(locked.hashing)
+        _enqueue_hashing(locked, by)
+        record(by, "model file attached", f"{locked.name}: {relative}", request)
+    return component
+
+
+def detach_component(component: ModelComponent, *, by: User | None = None, request: HttpRequest | None = None) -> None:
+    """The model is no longer trained with that file, which stays where it is. Raises Conflict for the model's own."""
+    _require_staff(by)
+    base_model = component.base_model
+    if not component.is_attached:
+        raise Conflict(f"{component.path} belongs to {base_model.name} itself and cannot be taken off it.")
+    with transaction.atomic():
+        component.delete()
+        record(by, "model file detached", f"{base_model.name}: {component.path}", request)
+
+
+def _recognised_part(found: Path, role: str, root: Path) -> RecognisedPart:
+    """The part at `found`, when it is one of that role and wholly inside the models folder."""
+    try:
+        part = recognise_part(found)
+    except Unrecognised as error:
+        raise UserError(str(error), field="path") from None
+    if part.role != role:
+        raise UserError(
+            f"This {'folder' if found.is_dir() else 'file'} is a {_what(part)}, not a {_inside_a_sentence(role)}.",
+            field="path",
+        )
+    if found.is_dir():
+        if role not in ATTACHABLE_AS_FOLDER:
+            raise UserError(f"A {_inside_a_sentence(role)} is one .safetensors file. Name that file.", field="path")
+        if not all(file.resolve().is_relative_to(root) for file in part_files(found)):
+            raise UserError(
+                f"{found.name} holds a link that leaves the models folder. Copy the file itself there.", field="path"
+            )
+    return part
+
+
+def _what(part: RecognisedPart) -> str:
+    return _inside_a_sentence(part.role) if part.role in ATTACHABLE else f"{part.title} text encoder"
+
+
+def _inside_a_sentence(role: str) -> str:
+    """VAE stays as it is, Language model begins small."""
+    title = describe_role(role)
+    return title[0].lower() + title[1:] if title[1].islower() else title
+
+
 def register_bundled_models() -> list[BaseModel]:
     """Put the models that come with LoRA Pilot into the models folder and register them. Safe to call at every start.
 
@@ -116,21 +197,29 @@ def register_bundled_models() -> list[BaseModel]:
 
 @jobs.job
 def hash_base_model(progress: Callable[..., None], *, base_model_id: int) -> dict[str, Any]:
-    """The job: sha256 of each file, then of the model. Started over, it goes on behind the files that are done."""
-    components = list(ModelComponent.objects.filter(base_model=base_model_id))
-    total = sum(component.bytes for component in components)
-    done = sum(component.bytes for component in components if component.sha256)
-    for component in components:
-        if component.sha256:
-            continue
-        component.sha256 = _sha256(component, partial(_tell, progress, done, total))
-        ModelComponent.objects.filter(pk=component.pk).update(sha256=component.sha256)
-        done += component.bytes
+    """The job: sha256 of each file, of the model, then of what is attached to it. Started over, it goes on behind the
+    files that are done."""
+    components = list(ModelComponent.objects.filter(base_model=base_model_id).order_by("is_attached", "role", "path"))
     if not components:  # the model was removed meanwhile
         return {}
-    sha256 = combined_sha256([component.sha256 for component in components])
+    own = [component for component in components if not component.is_attached]
+    total = sum(component.bytes for component in components)
+    done = _hash(own, progress, 0, total)
+    sha256 = combined_sha256([component.sha256 for component in own])
     BaseModel.objects.filter(pk=base_model_id).update(sha256=sha256)
+    _hash(components[len(own) :], progress, done, total)
     return {"sha256": sha256, "bytes": total}
+
+
+def _hash(components: list[ModelComponent], progress: Callable[..., None], done: int, total: int) -> int:
+    """Fill in the digests that are missing. Returns how many bytes are done with these."""
+    done_before = done + sum(component.bytes for component in components if component.sha256)
+    for component in components:
+        if not component.sha256:
+            component.sha256 = _sha256(component, partial(_tell, progress, done_before, total))
+            ModelComponent.objects.filter(pk=component.pk).update(sha256=component.sha256)
+            done_before += component.bytes
+    return done_before
 
 
 def _tell(progress: Callable[..., None], done_before: int, total: int, read: int) -> None:
@@ -145,20 +234,30 @@ def combined_sha256(digests: list[str]) -> str:
 
 
 def _sha256(component: ModelComponent, tell: Callable[[int], None]) -> str:
-    digest, read = hashlib.sha256(), 0
+    """Of a file; of an attached folder that of its files, combined as those of a model are."""
+    digests, read = [], 0
     try:
-        with selectors.component_path(component).open("rb") as file:
-            while chunk := file.read(READ_BYTES):
-                digest.update(chunk)
-                read += len(chunk)
-                tell(read)
+        for path in selectors.component_files(component):
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while chunk := file.read(READ_BYTES):
+                    digest.update(chunk)
+                    read += len(chunk)
+                    tell(read)
+            digests.append(digest.hexdigest())
     except (OSError, ValueError):
-        raise UserError(f"{component.path} cannot be read. Put it back, or remove the model from the list.") from None
+        raise UserError(f"{component.path} cannot be read. Put it back, or {_take_off(component)}.") from None
     if read != component.bytes:
+        again = "add" if component.is_attached else "register"
         raise UserError(
-            f"{component.path} was changed after it was registered. Remove the model and register it again."
+            f"{component.path} was changed after it was registered. "
+            f"{_take_off(component).capitalize()} and {again} it again."
         )
-    return digest.hexdigest()
+    return combined_sha256(digests)
+
+
+def _take_off(component: ModelComponent) -> str:
+    return "take it off the model" if component.is_attached else "remove the model from the list"
 
 
 def _require_staff(user: User | None) -> None:
@@ -167,22 +266,22 @@ def _require_staff(user: User | None) -> None:
         raise NotAllowed(STAFF_ONLY)
 
 
-def _place(root: Path, path: str) -> Path:
+def _place(root: Path, path: str, *, what: str = "a model") -> Path:
     """The existing file or folder that the user means, with links followed, inside the models folder."""
     text = path.strip()
     if not text:
-        raise UserError("Enter the path of a model inside the models folder.", field="path")
+        raise UserError(f"Enter the path of {what} inside the models folder.", field="path")
     try:
         found = workspace.inside(root, Path(text).expanduser() if text.startswith("~") else text)
         exists = found.exists()
     except (ValueError, OSError, RuntimeError):  # outside, impossible names, links in a circle
         raise UserError(
-            f"{text[:200]} is outside the models folder {root}. Copy the model there first.", field="path"
+            f"{text[:200]} is outside the models folder {root}. Copy it there first.", field="path"
         ) from None
     if not exists:
         raise UserError(f"There is no {text[:200]} in the models folder {root}.", field="path")
     if found == root:
-        raise UserError("That is the models folder itself. Name a model inside it.", field="path")
+        raise UserError(f"That is the models folder itself. Name {what} inside it.", field="path")
     return found
 
 

@@ -9,8 +9,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_trainer.safetensors_header import Tensor
+from models_registry.part_layouts import find_part
+from models_registry.transformer_layouts import OPEN_QUESTIONS, TRANSFORMERS, relative_of, wan_of
 
 Tensors = Mapping[str, Tensor]
+
+TITLES = {
+    "sd15": "Stable Diffusion 1.5",
+    "sd2": "Stable Diffusion 2",
+    "sdxl": "Stable Diffusion XL",
+    "sd3": "Stable Diffusion 3",
+    "flux": "FLUX.1",
+    "chroma": "Chroma",
+    "lumina2": "Lumina Image 2.0",
+    "hunyuan_image": "HunyuanImage 2.1",
+    "anima": "Anima",
+    "wan": "Wan 2.1",
+    "wan22": "Wan 2.2",
+    "qwen_image": "Qwen-Image",
+    "hidream": "HiDream-I1",
+    "z_image": "Z-Image",
+    "flux2": "FLUX.2",
+    "ltx": "LTX-Video",
+    "hunyuan_video": "HunyuanVideo",
+    "auraflow": "AuraFlow",
+    "omnigen2": "OmniGen2",
+}
 
 LORA_MARKS = (".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".lora.up.", ".lora.down.", ".hada_w1_", ".lokr_w")
 CONTROLNET_MARKS = ("control_model.", "controlnet_cond_embedding.", "input_hint_block.", "controlnet_down_blocks.")
@@ -20,7 +44,8 @@ TEXT_ENCODER_MARKS = (
     "encoder.block.0.layer.0.SelfAttention.q.weight",
     "transformer.resblocks.0.attn.in_proj_weight",
 )
-PREFIXES = ("model.diffusion_model.", "")  # a full checkpoint, and the denoiser alone
+# A full checkpoint, the denoiser alone, and as the trainers of Cosmos (Anima) and AuraFlow save it.
+PREFIXES = ("model.diffusion_model.", "", "net.", "model.")
 
 # Where each part of a full checkpoint begins.
 CHECKPOINT_PARTS = {
@@ -28,6 +53,7 @@ CHECKPOINT_PARTS = {
     "Text encoder": ("cond_stage_model.", "conditioner.embedders.0.", "text_encoders.clip_l."),
     "Text encoder 2": ("conditioner.embedders.1.", "text_encoders.clip_g."),
     "Text encoder 3": ("text_encoders.t5xxl.",),
+    "Text encoders": ("text_encoders.",),
 }
 
 
@@ -43,15 +69,15 @@ class Denoiser:
     role: str  # unet | transformer
     prefix: str
     context_size: int  # width of the text embedding that its cross-attention takes; 0 for transformers
+    note: str = ""  # a sentence on what the tensors leave open
 
 
 def find_denoiser(name: str, tensors: Tensors) -> Denoiser:
     """The denoiser among these tensors. Raises Unrecognised; `name` is the file's, for the sentence."""
-    _refuse_others(name, tensors)
+    refuse_others(name, tensors)
     for prefix in PREFIXES:
         found = (
-            _flux(name, tensors, prefix)
-            or _sd3(name, tensors, prefix)
+            _transformer(name, tensors, prefix)
             or _original_unet(name, tensors, prefix)
             or _diffusers_unet(name, tensors, prefix)
         )
@@ -73,11 +99,7 @@ def split_checkpoint(tensors: Tensors, denoiser: Denoiser) -> dict[str, dict[str
     return parts
 
 
-def holds_vae(tensors: Tensors) -> bool:
-    return "decoder.conv_in.weight" in tensors
-
-
-def _refuse_others(name: str, tensors: Tensors) -> None:
+def refuse_others(name: str, tensors: Tensors) -> None:
     """What has the tensors of a denoiser, but is none that these trainers can use."""
     if any(mark in key for key in tensors for mark in LORA_MARKS):
         raise Unrecognised(f"{name} is a LoRA. Register the base model that it was trained on instead.")
@@ -92,17 +114,21 @@ def _refuse_others(name: str, tensors: Tensors) -> None:
 
 
 def _what_it_is_instead(name: str, tensors: Tensors) -> str:
-    if any(mark in tensors for mark in VAE_MARKS):
-        return f"{name} holds only a VAE. Register the full checkpoint or the diffusers folder that it belongs to."
-    if any(key.endswith(mark) for key in tensors for mark in TEXT_ENCODER_MARKS):
-        return f"{name} holds only a text encoder. Register the model that it belongs to."
+    part = find_part(tensors)
+    if (part and part.role == "vae") or any(mark in tensors for mark in VAE_MARKS):
+        return (
+            f"{name} holds only a VAE. Register the model that it belongs to; "
+            "a transformer is then given its VAE on its page."
+        )
+    if part or any(key.endswith(mark) for key in tensors for mark in TEXT_ENCODER_MARKS):
+        return (
+            f"{name} holds only a text encoder. Register the model that it belongs to; "
+            "a transformer is then given its text encoders on its page."
+        )
     if "emb_params" in tensors or set(tensors) == {"clip_l", "clip_g"}:
         return f"{name} is a textual inversion embedding, which is no base model."
     few = ", ".join(ascii(key)[1:-1][:60] for key in sorted(tensors)[:3]) or "none"
-    return (
-        f"{name} has {len(tensors):,} tensors that fit none of Stable Diffusion 1.5, 2, XL and 3 and FLUX.1. "
-        f"The first ones: {few}."
-    )
+    return f"{name} has {len(tensors):,} tensors that fit none of {', '.join(TITLES.values())}. The first ones: {few}."
 
 
 def _original_unet(name: str, tensors: Tensors, prefix: str) -> Denoiser | None:
@@ -173,34 +199,19 @@ def _takes_other_input(name: str, network: str, channels: int, expected: int) ->
     )
 
 
-def _flux(name: str, tensors: Tensors, prefix: str) -> Denoiser | None:
-    original = ("double_blocks.0.img_attn.qkv.weight", "vector_in.in_layer.weight", "txt_in.weight")
-    diffusers = (
-        "single_transformer_blocks.0.attn.to_q.weight",
-        "time_text_embed.text_embedder.linear_1.weight",
-        "context_embedder.weight",
-    )
-    for marks, first in ((original, "img_in.weight"), (diffusers, "x_embedder.weight")):
-        if all(f"{prefix}{mark}" in tensors for mark in (*marks, first)):
-            return _transformer(name, "flux", tensors, prefix, first, 64)
+def _transformer(name: str, tensors: Tensors, prefix: str) -> Denoiser | None:
+    if relative := relative_of(tensors, prefix):
+        raise Unrecognised(f"{name} is {relative}, which no trainer here supports.")
+    known = next((layout for layout in TRANSFORMERS if layout.fits(tensors, prefix)), None)
+    if known:
+        channels = tensors[f"{prefix}{known.first}"].shape[1]
+        if channels != known.channels:
+            raise Unrecognised(_takes_other_input(name, "transformer", channels, known.channels))
+        note = OPEN_QUESTIONS.get(known.architecture, "")
+        return Denoiser(known.architecture, "transformer", prefix, 0, note)
+    wan = wan_of(tensors, prefix)
+    if wan:
+        if not wan.is_usual:
+            raise Unrecognised(_takes_other_input(name, "transformer", wan.channels, wan.latent_channels))
+        return Denoiser(wan.architecture, "transformer", prefix, 0, wan.note)
     return None
-
-
-def _sd3(name: str, tensors: Tensors, prefix: str) -> Denoiser | None:
-    original = ("joint_blocks.0.x_block.attn.qkv.weight", "context_embedder.weight")
-    diffusers = ("transformer_blocks.0.attn.add_q_proj.weight", "context_embedder.weight")
-    for marks, first in ((original, "x_embedder.proj.weight"), (diffusers, "pos_embed.proj.weight")):
-        if all(f"{prefix}{mark}" in tensors for mark in (*marks, first)):
-            return _transformer(name, "sd3", tensors, prefix, first, 16)
-    return None
-
-
-def _transformer(
-    name: str, architecture: str, tensors: Tensors, prefix: str, first: str, channels: int
-) -> Denoiser | None:
-    shape = tensors[f"{prefix}{first}"].shape
-    if len(shape) < 2:
-        return None
-    if shape[1] != channels:
-        raise Unrecognised(_takes_other_input(name, "transformer", shape[1], channels))
-    return Denoiser(architecture, "transformer", prefix, 0)

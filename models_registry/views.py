@@ -1,10 +1,10 @@
-"""Pages: the list, one model, registering (staff) and removing (staff)."""
+"""Pages: the list, one model, and for staff: registering, attaching files, removing."""
 
 from __future__ import annotations
 
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect, render
+from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from lorapilot import workspace
@@ -13,7 +13,7 @@ from lorapilot.errors import NotAllowed, UserError
 from lorapilot.models import User
 from models_registry import selectors, services
 from models_registry.enums import Architecture
-from models_registry.forms import RegisterForm
+from models_registry.forms import AttachForm, RegisterForm
 from models_registry.models import BaseModel
 
 ARCHITECTURES = [choice for choice in Architecture.choices if choice[0] != Architecture.UNKNOWN]
@@ -39,15 +39,54 @@ def list_page(request: HttpRequest) -> HttpResponse:
 def detail(request: HttpRequest, pk: int) -> HttpResponse:
     """The page; for htmx only the part that changes while the model is hashed."""
     base_model = _visible(request, pk)
-    context: dict[str, object] = {"base_model": base_model, "components": base_model.components.all()}
     if request.headers.get("HX-Request"):
-        return render(request, "models_registry/_files.html", context)
-    context |= {
+        return render(request, "models_registry/_progress.html", _files(base_model))
+    return render(request, "models_registry/detail.html", _detail(request, base_model))
+
+
+def _files(base_model: BaseModel) -> dict[str, object]:
+    components = list(base_model.components.all())
+    return {
+        "base_model": base_model,
+        "components": [component for component in components if not component.is_attached],
+        "attached": [component for component in components if component.is_attached],
+    }
+
+
+def _detail(request: HttpRequest, base_model: BaseModel, form: AttachForm | None = None) -> dict[str, object]:
+    if form is None and request.user.is_staff:
+        form = AttachForm(candidates=selectors.part_candidates())
+    return _files(base_model) | {
         "inspection": selectors.inspect(base_model),
         "problems": selectors.missing_files(base_model),
         "absolute_path": workspace.models() / base_model.path,
+        "attach_form": form,
     }
-    return render(request, "models_registry/detail.html", context)
+
+
+@require_POST
+def attach(request: HttpRequest, pk: int) -> HttpResponse:
+    user = _staff(request)
+    base_model = _visible(request, pk)
+    form = AttachForm(request.POST, candidates=selectors.part_candidates())
+    if form.is_valid():
+        try:
+            component = services.attach_component(base_model, **form.cleaned_data, by=user, request=request)
+        except UserError as error:
+            form.add_error(error.field or None, error.message)
+        else:
+            messages.success(request, f"{base_model.name} is now trained with {component.path}.")
+            return redirect("models:detail", base_model.pk)
+    return render(request, "models_registry/detail.html", _detail(request, base_model, form), status=400)
+
+
+@require_POST
+def detach(request: HttpRequest, pk: int, component_pk: int) -> HttpResponse:
+    user = _staff(request)
+    component = get_object_or_404(_visible(request, pk).components.filter(is_attached=True), pk=component_pk)
+    services.detach_component(component, by=user, request=request)
+    messages.success(request, f"{component.path} is taken off. The file is where it was.")
+    return redirect("models:detail", pk)
 
 
 @require_GET

@@ -3,9 +3,12 @@
 Read from v0.10.1 (48d368fa): train_network.py and its sisters, library/train_util.py. Where the operator put it:
 runs/stacks/installation.py. Its options: runs/stacks/options/kohya.toml.
 
-It saves a state with each checkpoint and none when it is stopped. It counts steps of its own after a resume: here a
-step is `start_step` plus what its bar shows. Each attempt writes to a folder of its own, and finished checkpoints are
-taken from there into the run's folder under their true step.
+It saves a state with each checkpoint and none when it is stopped. Its own ways to skip what was trained lose steps
+(with gradient accumulation it may train nothing at all), so an attempt that goes on is told to train only what is left,
+from step 0, with a learning-rate schedule whose length is that of the whole run. A true step is then `start_step` plus
+what its bar shows: exact for every accumulation and resume. It begins a new shuffle, for which it gets another seed.
+
+Each attempt writes to a folder of its own; finished checkpoints are taken from there under their true step.
 """
 
 from __future__ import annotations
@@ -121,7 +124,7 @@ UNUSED = ("save_best", "ema_decay")
 ONLY_SD = ("min_snr_gamma", "noise_offset")  # of the diffusion loss; flow matching has neither
 DATASET = "dataset."  # before the names of options of the dataset's file
 SAVES = 10  # states in a run that sets no cadence
-OWN_SCHEDULE = {"AdamWScheduleFree"}
+OWN_SCHEDULE = {"AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree"}
 
 
 class KohyaStack:
@@ -212,7 +215,7 @@ class KohyaStack:
             cwd=home,
             # No signal makes it save: the first one is only the kinder end.
             stop=[StopStep("SIGINT", 10), StopStep("SIGTERM", 5), StopStep("SIGKILL", 5)],
-            not_expressed=[*self.not_expressed(job.spec, job.architecture), *_resume_notes(job)],
+            not_expressed=self.not_expressed(job.spec, job.architecture),
         )
 
     def report(self, reading: Reading) -> Path:
@@ -245,7 +248,13 @@ def _config(job: TrainingJob, dataset: Path, prompts: Path) -> dict[str, Any]:
     """The whole TOML: the family's own values, then those of the RunSpec, then the user's options, then ours."""
     family = FAMILIES[job.architecture]
     options = {key: value for key, value in job.options.items() if not key.startswith(DATASET)}
-    return _of_spec(job, family) | dict(family.fixed) | _merged(job, options) | _ours(job, family, dataset, prompts)
+    return (
+        _of_spec(job, family)
+        | dict(family.fixed)
+        | _merged(job, options)
+        | _schedule(job)
+        | _ours(job, family, dataset, prompts)
+    )
 
 
 def _of_spec(job: TrainingJob, family: Family) -> dict[str, Any]:
@@ -261,15 +270,13 @@ def _of_spec(job: TrainingJob, family: Family) -> dict[str, Any]:
         keys |= {"cache_text_encoder_outputs": True, "cache_text_encoder_outputs_to_disk": True}
     if spec.caption_tokens == 75:
         keys.pop("max_token_length", None)
-    if spec.optimizer in OWN_SCHEDULE or (spec.lr_schedule == "constant" and spec.warmup_steps):
-        keys["lr_scheduler"] = "constant_with_warmup"  # with the other one a warm-up is an error
     if spec.optimizer == "Adafactor":  # else it takes a rate of its own
         keys["optimizer_args"] += ["relative_step=False", "scale_parameter=False", "warmup_init=False"]
     if job.device == DeviceKind.CPU:
         keys["mixed_precision"] = "no"
     if job.prediction_type == "v_prediction":
         keys["v_parameterization"] = True
-    return {key: value for key, value in keys.items() if value != 0 or value is False} | {"seed": spec.seed}
+    return {key: value for key, value in keys.items() if value != 0 or value is False}
 
 
 def _merged(job: TrainingJob, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,60 +301,79 @@ def _ours(job: TrainingJob, family: Family, dataset: Path, prompts: Path) -> dic
         "output_name": job.name,
         "save_model_as": "safetensors",
         "save_state": True,
+        **_cadence(spec),
+        "max_train_steps": spec.steps - job.start_step,
+        "seed": (spec.seed + job.start_step) % 2**32,
         "logging_dir": str(job.folder / "tensorboard"),
         "log_with": "tensorboard",
         "tokenizer_cache_dir": str(_tokenizers()),
         "console_log_simple": True,
         "caption_extension": ".txt",
-    } | _cadence(job)
+    }
     for role, key in [*family.parts.items(), *family.optional.items()]:
         if role in job.parts:
             config[key] = str(job.parts[role])
     if spec.sample_prompts:
         config |= {"sample_prompts": str(prompts), "sample_at_first": job.start_step == 0}
-        config["sample_every_n_steps"] = spec.sample_every_steps or spec.steps
+        config["sample_every_n_steps"] = spec.sample_every_steps or config["max_train_steps"]
     if job.resume_state is not None:
-        config |= {"resume": str(job.resume_state), "skip_until_initial_step": True}
-        config["initial_step"] = _initial_step(job)
+        config |= {"resume": str(job.resume_state), "initial_step": 0}
     return config
 
 
-def _cadence(job: TrainingJob) -> dict[str, Any]:
-    """When it saves weights and a state, of which two are kept.
+def _cadence(spec: RunSpec) -> dict[str, Any]:
+    """When it saves weights and a state, of which two are kept."""
+    every = spec.save_every_steps or max(1, spec.steps // SAVES)
+    return {"save_every_n_steps": every, "save_last_n_steps_state": every}
 
-    With gradient accumulation it can go on at the start of an epoch only (its skipping counts batches as updates),
-    so it saves there.
+
+SCHEDULE_MODULE = "transformers.optimization."
+# sd-scripts' schedule → the function behind it, and the arguments that it takes beside the warm-up.
+SCHEDULES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "constant": ("get_constant_schedule_with_warmup", ()),
+    "constant_with_warmup": ("get_constant_schedule_with_warmup", ()),
+    "linear": ("get_linear_schedule_with_warmup", ("num_training_steps",)),
+    "cosine": ("get_cosine_schedule_with_warmup", ("num_training_steps",)),
+    "cosine_with_restarts": (
+        "get_cosine_with_hard_restarts_schedule_with_warmup",
+        ("num_training_steps", "num_cycles"),
+    ),
+    "polynomial": ("get_polynomial_decay_schedule_with_warmup", ("num_training_steps", "power")),
+    "inverse_sqrt": ("get_inverse_sqrt_schedule", ("timescale",)),
+    "cosine_with_min_lr": ("get_cosine_with_min_lr_schedule_with_warmup", ("num_training_steps", "min_lr_rate")),
+    "warmup_stable_decay": ("get_wsd_schedule", ("num_training_steps", "num_decay_steps", "min_lr_ratio")),
+}
+
+
+def _schedule(job: TrainingJob) -> dict[str, Any]:
+    """The learning rate over the whole run, the same in all attempts.
+
+    By name, sd-scripts would stretch the schedule over the steps that are left. accelerate counts a step for each
+    process.
     """
-    every = job.spec.save_every_steps or max(1, job.spec.steps // SAVES)
-    if job.spec.gradient_accumulation_steps == 1:
-        return {"save_every_n_steps": every, "save_last_n_steps_state": every}
-    epochs = max(1, round(every / updates_per_epoch(job)))
-    return {"save_every_n_epochs": epochs, "save_last_n_epochs_state": 2, "save_every_n_steps": job.spec.steps * 2}
-
-
-def updates_per_epoch(job: TrainingJob) -> int:
-    """About: buckets with a last small batch make it a little more."""
-    images = sum(picture.repeats for picture in job.pictures) * job.spec.repeats
-    devices = max(1, len(job.device_uuids))
-    return math.ceil(math.ceil(images / job.spec.batch_size / devices) / job.spec.gradient_accumulation_steps)
-
-
-def _initial_step(job: TrainingJob) -> int:
-    """What makes sd-scripts begin where the state was saved.
-
-    It multiplies this by the accumulation, and divides the product by updates an epoch to find the epoch: for the
-    state at the end of epoch e the product has to be at least e * updates. Without accumulation it is the step itself.
-    """
-    accumulated = job.spec.gradient_accumulation_steps
-    if accumulated == 1:
-        return job.start_step
-    return math.ceil(job.start_step / accumulated)
-
-
-def _resume_notes(job: TrainingJob) -> list[str]:
-    if job.resume_state is None or job.spec.steps % updates_per_epoch(job) == 0:
-        return []
-    return ["After a resume sd-scripts finishes the last epoch: it may train a few steps more than were asked for."]
+    spec, options = job.spec, job.options
+    if options.get("optimizer_type", spec.optimizer) in OWN_SCHEDULE:
+        return {"lr_scheduler": "constant"}
+    function, names = SCHEDULES[options.get("lr_scheduler", spec.lr_schedule)]
+    processes = max(1, len(job.device_uuids))
+    values = {
+        "num_training_steps": spec.steps * processes,
+        "num_cycles": spec.lr_cycles,
+        "power": options.get("lr_scheduler_power"),
+        "timescale": options.get("lr_scheduler_timescale"),
+        "min_lr_rate": options.get("lr_scheduler_min_lr_ratio", 0),
+        "min_lr_ratio": options.get("lr_scheduler_min_lr_ratio"),
+        "num_decay_steps": int(options.get("lr_decay_steps") or spec.steps // 10 or 1) * processes,
+    }
+    arguments = {"num_warmup_steps": spec.warmup_steps * processes}
+    arguments |= {name: values[name] for name in names if values[name] is not None}
+    given = {text.partition("=")[0] for text in options.get("lr_scheduler_args", [])}
+    written = [f"{name}={value!r}" for name, value in arguments.items() if name not in given]
+    return {
+        "lr_scheduler_type": f"{SCHEDULE_MODULE}{function}",
+        "lr_scheduler_args": [*written, *options.get("lr_scheduler_args", [])],
+        "lr_warmup_steps": 0,
+    }
 
 
 def _subsets(folders: Mapping[int, Path], options: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -406,7 +432,6 @@ AVERAGE_LOSS = re.compile(r"avr_loss=([^,\s\]]+)")
 SAVING = re.compile(r"saving checkpoint: (.+\.safetensors)$")
 STATE_SAVED = re.compile(r"Random states saved in (.+)/random_states_0\.pkl$")
 SAMPLING = re.compile(r"generating sample images at step[^:]*: (-?\d+)")
-BATCHES = re.compile(r"num batches per epoch[^:]*: (\d+)")
 FINISHED = "model saved."
 STAGES = {
     "caching latents": "Encoding the pictures",
@@ -425,7 +450,6 @@ class _Console:
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
         self.step = reading.step
-        self.batches = 0
 
     def read(self, chunk: bytes) -> tuple[list[Observation], int]:
         found: list[Observation] = []
@@ -456,8 +480,6 @@ class _Console:
             text = text[bar.end() :].strip()
         if saved := STATE_SAVED.search(text):
             yield from self._state(Path(saved[1]))
-        elif batches := BATCHES.search(text):
-            self.batches = int(batches[1])
         elif stage := next((name for mark, name in STAGES.items() if text.startswith(mark)), ""):
             yield Stage(stage)
 
@@ -471,7 +493,7 @@ class _Console:
         average = AVERAGE_LOSS.search(bar[8] or "")
         if average is None:
             return
-        loss = self._undiluted(float(average[1]), count)
+        loss = float(average[1])
         rate = None if bar[6] == "?" else float(bar[6])
         speed = (1 / rate if bar[7] == "s/it" else rate) if rate else None
         yield Progress(
@@ -484,21 +506,6 @@ class _Console:
         )
         if math.isnan(loss):
             yield Hopeless()
-
-    def _undiluted(self, average: float, count: int) -> float:
-        """Its average counts steps of the epoch before the resume as zeros. `count` steps were trained since."""
-        reading = self.reading
-        if not reading.start_step or reading.spec.gradient_accumulation_steps > 1:
-            return average
-        self.batches = self.batches or _batches(reading)
-        skipped = reading.start_step % self.batches if self.batches else 0
-        if not skipped or reading.start_step < self.batches:
-            return average if not skipped else average * (skipped + count) / count
-        reached = skipped + count
-        if reached <= self.batches:
-            return average * reached / count
-        zeros = max(0, skipped - (reached - self.batches))
-        return average * self.batches / (self.batches - zeros)
 
     def _finish(self, text: str) -> Iterator[Observation]:
         if saved := SAVING.search(text):
@@ -545,14 +552,6 @@ class _Console:
             yield SampleDrawn(
                 target.relative_to(reading.folder).as_posix(), step, index, prompt, "", reading.spec.sample_seed + index
             )
-
-
-def _batches(reading: Reading) -> int:
-    """Of an epoch, as it printed at the start of this attempt; 0 when it did not come so far."""
-    for text in log_pieces(reading.log, reading.log_offset):
-        if found := BATCHES.search(text):
-            return int(found[1])
-    return 0
 
 
 # --- States and the end -----------------------------------------------------------------------------------------------

@@ -69,12 +69,14 @@ def test_api_retrieve(base_model, models, api_of, charlie):
     component = base_model.components.get()
     assert found["components"] == [
         {
+            "id": component.pk,
             "role": "checkpoint",
             "path": "first.safetensors",
             "bytes": base_model.bytes,
             "dtype": "F16",
             "parameters": component.parameters,
             "sha256": component.sha256,
+            "is_attached": False,
         }
     ]
     assert found["sha256"] == component.sha256 != ""

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from models_registry.enums import Architecture, Layout, Role
+from models_registry.enums import ATTACHABLE, Architecture, Layout, Role
 from models_registry.recognition import TITLES, Component, Part, Unrecognised, recognise
 from tests.models_registry.conftest import (
     DIFFUSERS_UNET,
@@ -19,19 +19,7 @@ from tests.models_registry.conftest import (
     write_file,
     write_raw,
 )
-
-DIFFUSERS_FLUX = {
-    "single_transformer_blocks.0.attn.to_q.weight": (8, 8),
-    "time_text_embed.text_embedder.linear_1.weight": (8, 16),
-    "context_embedder.weight": (8, 16),
-    "x_embedder.weight": (8, 64),
-    "transformer_blocks.0.attn.add_q_proj.weight": (8, 8),
-}
-DIFFUSERS_SD3 = {
-    "transformer_blocks.0.attn.add_q_proj.weight": (8, 8),
-    "context_embedder.weight": (8, 16),
-    "pos_embed.proj.weight": (8, 16, 2, 2),
-}
+from tests.models_registry.published import DIFFUSERS_FLUX, DIFFUSERS_SD3
 
 
 @pytest.mark.parametrize(
@@ -282,4 +270,4 @@ def test_words_are_those_of_the_database():
     assert Layout.values == ["folder", "file"]
     from models_registry.diffusers_folder import ROLES
 
-    assert set(ROLES.values()) | {"checkpoint"} == set(Role.values)
+    assert set(ROLES.values()) | {"checkpoint"} | set(ATTACHABLE) == set(Role.values)
