@@ -178,6 +178,14 @@ Q_CLUSTER: dict[str, Any] = {
     },
 }
 
+# --- Trainers beside the built-in one: runs/stacks/installation.py ----------------------------------------------------
+# The folder of each (empty: not installed), and its Python (empty: that of a venv in the folder).
+TRAINERS = {
+    "kohya": {"home": env.text("KOHYA_HOME"), "python": env.text("KOHYA_PYTHON")},
+    "ai_toolkit": {"home": env.text("AI_TOOLKIT_HOME"), "python": env.text("AI_TOOLKIT_PYTHON")},
+    "diffusion_pipe": {"home": env.text("DIFFUSION_PIPE_HOME"), "python": env.text("DIFFUSION_PIPE_PYTHON")},
+}
+
 # --- People -----------------------------------------------------------------------------------------------------------
 AUTH_USER_MODEL = "lorapilot.User"
 AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]
@@ -246,6 +254,7 @@ SPECTACULAR_SETTINGS = {
     "SCHEMA_PATH_PREFIX": "/api/v1/",
     "ENUM_NAME_OVERRIDES": {
         "JobStatus": "lorapilot.models.JobStatus",
+        "PartState": "runs.enums.PartState",
         "RunStatus": "runs.enums.Status",
         "TokenScope": "lorapilot.models.TokenScope",
     },
