@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -243,6 +244,29 @@ class Alarm:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.close(self._reader)
         os.close(self._writer)
+
+
+def running_children(parent: int) -> dict[str, float]:
+    """Which of our own processes `parent` keeps, and since when (Unix seconds): `web`, and clusters by their names."""
+    running = {}
+    try:
+        for child in psutil.Process(parent).children():
+            with suppress(psutil.Error):
+                if name := _role(child.cmdline()):
+                    running[name] = child.create_time()
+    except psutil.Error:  # it has just ended
+        return {}
+    return running
+
+
+def _role(argv: Sequence[str]) -> str:
+    """As `python` below builds it; empty for other programs."""
+    match argv[1:]:
+        case ["-m", "lorapilot.server", *_]:
+            return "web"
+        case ["-m", "lorapilot.cluster", name, *_]:
+            return name
+    return ""
 
 
 def python(*arguments: str) -> list[str]:

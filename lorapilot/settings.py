@@ -178,7 +178,8 @@ Q_CLUSTER: dict[str, Any] = {
     },
 }
 
-# --- Trainers beside the built-in one: folder, and Python (empty: the one in the folder's venv). runs/stacks/installation.py
+# --- Trainers beside the built-in one: runs/stacks/installation.py ----------------------------------------------------
+# The folder of each (empty: not installed), and its Python (empty: that of a venv in the folder).
 TRAINERS = {
     "kohya": {"home": env.text("KOHYA_HOME"), "python": env.text("KOHYA_PYTHON")},
     "ai_toolkit": {"home": env.text("AI_TOOLKIT_HOME"), "python": env.text("AI_TOOLKIT_PYTHON")},
@@ -253,6 +254,7 @@ SPECTACULAR_SETTINGS = {
     "SCHEMA_PATH_PREFIX": "/api/v1/",
     "ENUM_NAME_OVERRIDES": {
         "JobStatus": "lorapilot.models.JobStatus",
+        "PartState": "runs.enums.PartState",
         "RunStatus": "runs.enums.Status",
         "TokenScope": "lorapilot.models.TokenScope",
     },

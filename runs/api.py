@@ -15,11 +15,13 @@ from rest_framework import mixins, viewsets
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.views import APIView
 
 from lorapilot.access import get_editable, get_visible, signed_in
 from lorapilot.errors import NotAllowed, UserError
 from lorapilot.services import record
-from runs import fleet, logfile, selectors, services, waiting
+from runs import fleet, logfile, parts, selectors, services, waiting
+from runs.device_history import MOST_HOURS, history_of
 from runs.enums import Priority, Profile, Status
 from runs.files import send_checkpoint, send_sample
 from runs.models import Host, Run
@@ -27,10 +29,12 @@ from runs.serializers import (
     AttemptSerializer,
     BatchSerializer,
     CheckpointSerializer,
+    DeviceHistorySerializer,
     DrainSerializer,
     HostSerializer,
     MetricsSerializer,
     MoveSerializer,
+    PartSerializer,
     PrioritySerializer,
     QueueSerializer,
     ResumeSerializer,
@@ -251,6 +255,19 @@ class HostViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
         record(signed_in(self.request), done, subject, self.request)
         return Response(self.get_serializer(get_object_or_404(self.get_queryset(), pk=host.pk)).data)
 
+    @extend_schema(
+        responses=DeviceHistorySerializer(many=True),
+        parameters=[OpenApiParameter("hours", OpenApiTypes.INT, description="1 to 24 (the default).")],
+    )
+    @action(detail=True, pagination_class=None)
+    def history(self, request: Request, name: str) -> Response:
+        """How busy its devices were: at most 500 points each."""
+        hours = _whole_number(request, "hours", default=MOST_HOURS)
+        if not 1 <= hours <= MOST_HOURS:
+            raise UserError(f"hours is 1 to {MOST_HOURS}: samples are kept for a day.", field="hours")
+        found = history_of(get_object_or_404(Host, name=name), hours=hours)
+        return Response(DeviceHistorySerializer(found, many=True).data)
+
     @extend_schema(request=DrainSerializer, responses=HostSerializer)
     @action(detail=True, methods=["post"])
     def drain(self, request: Request, name: str) -> Response:
@@ -293,13 +310,20 @@ class HostViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
         return self._answer(host, "slot enabled" if is_enabled else "slot disabled", slot)
 
 
+class ServiceListView(APIView):
+    @extend_schema(responses=PartSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        """The parts of the installation and how each of them is. Folders, processes and commands are for staff."""
+        return Response(PartSerializer(parts.list_parts(signed_in(request)), many=True).data)
+
+
 def _valid(serializer: Any) -> dict[str, Any]:
     serializer.is_valid(raise_exception=True)
     return dict(serializer.validated_data)
 
 
-def _whole_number(request: Request, name: str) -> int:
-    text = request.query_params.get(name, "0")
+def _whole_number(request: Request, name: str, *, default: int = 0) -> int:
+    text = request.query_params.get(name, str(default))
     if not text.isdecimal() or len(text) > 18:
         raise UserError(f"{name} is a whole number, 0 or more.", field=name)
     return int(text)

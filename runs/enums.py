@@ -63,6 +63,15 @@ class DeviceKind(models.TextChoices):
     CUDA = "cuda", "NVIDIA GPU"
 
 
+class PartState(models.TextChoices):
+    """How a part of the installation is, for the services page and `manage.py doctor`."""
+
+    OK = "ok", "OK"
+    WARNING = "warning", "Warning"  # it works; something is to be seen to
+    DOWN = "down", "Down"  # it ought to work and does not
+    OFF = "off", "Off"  # not used here
+
+
 class Profile(models.TextChoices):
     """TrainPilot's guided profiles; empty: the user's own values."""
 

@@ -41,6 +41,8 @@ class Host(models.Model):
     draining_at = models.DateTimeField(null=True, blank=True, help_text="While set, it takes no more runs.")
     lost_at = models.DateTimeField(null=True, blank=True, help_text="Set while nothing is heard of it.")
     dead_at = models.DateTimeField(null=True, blank=True, help_text="Staff said that it does not come back.")
+    processes = models.JSONField(default=dict, help_text="Which of its processes run, and when it looked.")
+    trainers = models.JSONField(default=dict, help_text="By key: what is installed there, and what is missing.")
 
     class Meta:
         ordering: ClassVar = ["name"]
@@ -93,6 +95,24 @@ class Device(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.uuid})"
+
+
+class DeviceSample(models.Model):
+    """How busy a device was at a moment. Kept for a day; what the device does not tell is null."""
+
+    device = models.ForeignKey(Device, on_delete=models.CASCADE, related_name="samples")
+    at = models.DateTimeField(db_index=True, help_text="By the database's clock.")
+    utilisation = models.FloatField(null=True, help_text="Percent.")
+    memory_used_bytes = models.PositiveBigIntegerField(null=True)
+    temperature = models.FloatField(null=True, help_text="Degrees Celsius.")
+    power_watts = models.FloatField(null=True)
+
+    class Meta:
+        ordering: ClassVar = ["device", "at"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["device", "at"], name="device_sample_once_per_moment")]
+
+    def __str__(self) -> str:
+        return f"{self.device} at {self.at}"
 
 
 class Run(Shared):

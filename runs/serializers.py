@@ -13,8 +13,9 @@ from rest_framework import serializers
 from datasets.models import Dataset
 from models_registry.models import BaseModel
 from runs import disk, waiting
-from runs.enums import Priority, Profile, Status
+from runs.enums import PartState, Priority, Profile, Status
 from runs.models import Attempt, Checkpoint, Device, Host, Run, RunEvent, Sample, Slot
+from runs.parts import Part
 from runs.stacks import STACKS
 
 PRIORITIES = "-1 (low), 0 (normal) or 1 (high, which staff give)."
@@ -217,7 +218,41 @@ class HostSerializer(serializers.ModelSerializer[Host]):
         return {"free_bytes": disk.free_bytes(), "floor_bytes": settings.DISK_FLOOR_BYTES}
 
 
+class DeviceHistorySerializer(serializers.Serializer[Any]):
+    device = DeviceSerializer()
+    points = serializers.ListField(
+        child=serializers.ListField(child=serializers.FloatField(allow_null=True)),
+        help_text="[Unix seconds, utilisation %, memory bytes, °C, watts], oldest first. null: not told.",
+    )
+
+
 class DrainSerializer(serializers.Serializer[Any]):
     move_runs = serializers.BooleanField(
         required=False, default=False, help_text="Its runs save and go on elsewhere, instead of ending there."
     )
+
+
+# --- Parts of the installation ----------------------------------------------------------------------------------------
+class PartDetailSerializer(serializers.Serializer[Any]):
+    label = serializers.CharField()
+    value = serializers.CharField()
+
+
+class PartProblemSerializer(serializers.Serializer[Any]):
+    what = serializers.CharField()
+    mend = serializers.CharField(help_text="The shell command that mends it, for staff; may be empty.")
+    is_warning = serializers.BooleanField(help_text="It can be used all the same.")
+
+
+class PartSerializer(serializers.Serializer[Any]):
+    name = serializers.CharField(help_text="web, database, broker, io, worker:<host>, slot:<host>/<slot>, kohya, …")
+    display = serializers.CharField()
+    group = serializers.CharField()
+    state = serializers.ChoiceField(choices=PartState.choices)
+    summary = serializers.CharField()
+    details = PartDetailSerializer(many=True)
+    problems = PartProblemSerializer(many=True)
+    run = serializers.SerializerMethodField(help_text="The id of the run on this slot, when you see it.")
+
+    def get_run(self, part: Part) -> int | None:
+        return part.run.pk if part.run else None

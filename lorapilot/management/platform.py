@@ -18,9 +18,8 @@ from django.contrib.staticfiles.finders import get_finders
 from django.core.management import CommandError, call_command
 from django.db import Error as DatabaseAway
 from django.db import connection, connections
-from django.db.migrations.executor import MigrationExecutor
 
-from lorapilot import children, workspace
+from lorapilot import children, database, workspace
 from lorapilot.children import Child
 from lorapilot.errors import UserError
 from lorapilot.jobs import CLUSTER as IO_CLUSTER
@@ -31,6 +30,8 @@ ANOTHER_INSTANCE = 75  # EX_TEMPFAIL
 GRACE_SECONDS = 10.0  # a slice of supervision or a job may take longer; both are safe to kill
 RECONCILE_SECONDS = 5.0
 REGISTER_SECONDS = 60.0
+LOOKOUT_SECONDS = 30.0
+FIRST_LOOK_SECONDS = 5.0  # after the start: the children are up by then
 
 
 def take_role(role: str) -> TextIO:
@@ -96,8 +97,7 @@ def wait_for_migrations() -> None:
 
 def _is_migrated() -> bool:
     try:
-        executor = MigrationExecutor(connection)
-        return not executor.migration_plan(executor.loader.graph.leaf_nodes())
+        return not database.unapplied_migrations()
     except DatabaseAway:
         return False
     finally:
@@ -189,6 +189,35 @@ class Housekeeper(threading.Thread):
         return is_news
 
 
+class Lookout(threading.Thread):
+    """Every half minute stores how busy this host's devices are, which of its processes run, and what its trainers are.
+
+    A thread of its own: a trainer's Python takes seconds to answer, and the housekeeper must not wait for it. Nothing
+    rests on it, so it needs no end of its own, and only the housekeeper tells of a database that is away.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="lookout", daemon=True)
+
+    def run(self) -> None:
+        time.sleep(FIRST_LOOK_SECONDS)
+        while True:
+            self._look()
+            time.sleep(LOOKOUT_SECONDS)
+
+    def _look(self) -> None:
+        from runs.lookout import look_around
+
+        try:
+            look_around(children.running_children(os.getpid()))
+        except DatabaseAway:
+            log.debug("the lookout found no database", exc_info=True)
+        except Exception:
+            log.exception("the lookout failed")
+        finally:
+            connections.close_all()
+
+
 def keep_house(*, is_host: bool) -> Housekeeper:
     housekeeper = Housekeeper(is_host=is_host)
     housekeeper.start()
@@ -208,6 +237,7 @@ def start_training_side() -> tuple[Housekeeper, list[Child]]:
         raise CommandError(error.message) from None
     workers = max(settings.Q_CLUSTER["workers"], host.slots.count() + 2)  # each slot's run needs one almost always
     housekeeper = keep_house(is_host=True)
+    Lookout().start()
     return housekeeper, [
         cluster(settings.HOST_NAME, "worker", workers=workers, on_death=housekeeper.cluster_died),
         cluster(IO_CLUSTER, "io"),

@@ -2,8 +2,8 @@
 
 Two questions, two answers. A stack asks `installation_error(key)` before each launch: it looks for files only, and
 costs nothing. Hosts and `manage.py doctor` ask `look_at(key)`: it starts the trainer's own Python, which says what that
-one can import and whether its PyTorch sees a GPU. That takes seconds, so no page asks it; a host keeps the answer in its
-row. Nothing here runs git or imports a trainer.
+one can import and whether its PyTorch sees a GPU. That takes seconds, so no page asks it; a host keeps the answer in
+its row. Nothing here runs git or imports a trainer.
 
 Packages are those of each trainer's requirements.txt at the version that LoRA Pilot was tested with.
 """
@@ -234,20 +234,21 @@ def look_at_all(*, has_gpu: bool, is_fresh: bool = False) -> dict[str, Installat
 
 
 def _look(key: str, home: Path | None, python: Path | None, commit: str, *, has_gpu: bool) -> Installation:
-    trainer = TRAINERS[key]
-    obstacle = _obstacle(key)
-    if home is None or python is None or obstacle is not None:
-        known = {"home": str(home or ""), "python": str(python or ""), "commit": commit}
-        return Installation(**known, problems=[obstacle] if obstacle else [], looked_at=time.time())
-    # Our own PyTorch is proven by every run; without a GPU it takes seconds to load and has nothing to tell.
-    answer = _ask(python, trainer, load_torch=has_gpu or key != "builtin")
+    trainer, obstacle = TRAINERS[key], _obstacle(key)
+    if home is None or not (home / trainer.script).is_file():
+        return Installation(home=str(home or ""), problems=[obstacle] if obstacle else [], looked_at=time.time())
     version = _version(trainer, home, commit)
-    problems = _problems_of_version(trainer, home, version, commit)
-    problems += _problems_of_submodules(home)
-    problems += _problems_of_python(key, home, python, answer, has_gpu=has_gpu)
+    problems = _problems_of_version(trainer, home, version, commit) + _problems_of_submodules(home)
+    answer: dict[str, Any] = {}
+    if python is None or obstacle is not None:
+        problems += [obstacle] if obstacle else []
+    else:
+        # Our own PyTorch is proven by every run; without a GPU it takes seconds to load and has nothing to tell.
+        answer = _ask(python, trainer, load_torch=has_gpu or key != "builtin")
+        problems += _problems_of_python(key, home, python, answer, has_gpu=has_gpu)
     return Installation(
         home=str(home),
-        python=str(python),
+        python=str(python or ""),
         version=version,
         commit=commit,
         python_version=answer.get("python", ""),
@@ -351,19 +352,23 @@ def _how_to_install(key: str, home: Path | None = None) -> str:
             f"git clone --recurse-submodules {trainer.repository} {shlex.quote(str(folder))}",
             f"git -C {shlex.quote(str(folder))} checkout {trainer.tested_commit}",
             _how_to_make_a_venv(key, folder),
-            *([f"echo {key.upper()}_HOME={shlex.quote(str(folder))} >> .env"] if home is None else []),
+            *(
+                [f"echo {key.upper()}_HOME={shlex.quote(str(folder))} >> {settings.BASE_DIR / '.env'}"]
+                if home is None
+                else []
+            ),
         ]
     )
 
 
 def _how_to_make_a_venv(key: str, home: Path) -> str:
     packages = f"{TRAINERS[key].torch} -r requirements.txt"
-    return f"cd {shlex.quote(str(home))} && python3 -m venv venv && venv/bin/pip install {packages}"
+    return f"(cd {shlex.quote(str(home))} && python3 -m venv venv && venv/bin/pip install {packages})"
 
 
 def _how_to_fill(key: str, home: Path, python: Path) -> str:
     packages = f"{TRAINERS[key].torch} -r requirements.txt".strip()
-    return f"cd {shlex.quote(str(home))} && {shlex.quote(str(python))} -m pip install {packages}"
+    return f"(cd {shlex.quote(str(home))} && {shlex.quote(str(python))} -m pip install {packages})"
 
 
 def _how_to_replace_torch(trainer: Trainer, python: Path) -> str:
