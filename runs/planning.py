@@ -12,12 +12,13 @@ from models_registry.models import BaseModel
 from models_registry.selectors import component_paths
 from runs import disk, profiles
 from runs.enums import DeviceKind, Profile
-from runs.models import Slot
+from runs.models import Host, Slot
 from runs.selectors import best_device
 from runs.spec import OPTIONS, RunSpec
 from runs.stacks import get_stack
 from runs.stacks.base import Imported, ModelFacts, Stack
 from runs.stacks.option_table import check_options
+from runs.waiting import has_trainer
 
 DEFAULT_PROMPTS = 4
 GUIDED = {"builtin", "kohya"}  # the stacks that TrainPilot's profiles are made for
@@ -58,7 +59,7 @@ def plan_run(
     `base`: the user's base configuration, which a profile fills up. Raises UserError for what cannot be.
     """
     trainer = get_stack(stack)
-    if missing := trainer.check():
+    if missing := why_unavailable(trainer):
         raise UserError(missing, field="stack")
     if refused := trainer.refusal(model_facts(base_model)):
         raise UserError(refused, field="base_model")
@@ -89,6 +90,13 @@ def plan_run(
         options=own,
         not_expressed=trainer.not_expressed(spec, base_model.architecture),
     )
+
+
+def why_unavailable(trainer: Stack) -> str:
+    """Empty when a host has the trainer, or this machine does; else what to do."""
+    if any(has_trainer(host, trainer.key) for host in Host.objects.filter(dead_at=None)):
+        return ""
+    return trainer.check()
 
 
 def model_facts(base_model: BaseModel) -> ModelFacts:

@@ -20,7 +20,8 @@ from django.utils import timezone
 
 from runs import disk
 from runs.enums import ACTIVE, DeviceKind, Status
-from runs.models import Run, Slot
+from runs.models import Host, Run, Slot
+from runs.stacks.installation import TRAINERS, Installation
 
 TURN_RULE = (
     "Higher priority first. Among equals people take turns: everybody's first run comes before anybody's second. "
@@ -109,7 +110,7 @@ class Place:
     def suits(self, run: Run) -> bool:
         """A run for a GPU does not start on a CPU; one for several GPUs waits for a slot with so many."""
         is_right_kind = run.device == DeviceKind.CPU or self.kind == DeviceKind.CUDA
-        return is_right_kind and self.devices == run.spec.get("gpus", 1)
+        return is_right_kind and self.devices == run.spec.get("gpus", 1) and has_trainer(self.slot.host, run.stack)
 
 
 def places(slots: Iterable[Slot]) -> list[Place]:
@@ -120,6 +121,14 @@ def places(slots: Iterable[Slot]) -> list[Place]:
         if devices:
             found.append(Place(slot, DeviceKind(devices[0].kind), len(devices)))
     return found
+
+
+def has_trainer(host: Host, stack: str) -> bool:
+    """Whether the host has told that it can train with `stack`. Ours comes with every host."""
+    if stack == "builtin":
+        return True
+    known = host.trainers.get(stack)
+    return known is not None and Installation.from_json(known).is_there
 
 
 def is_paused(run: Run, now: datetime) -> bool:
@@ -146,6 +155,8 @@ def reason_to_wait(run: Run, *, open_places: Iterable[Place] | None = None) -> s
         return "It waits a moment after an interruption, then goes on by itself."
     if not taking:
         return "No host takes runs at the moment: start `manage.py worker` on one, or end a maintenance."
+    if not any(has_trainer(place.slot.host, run.stack) for place in taking):
+        return f"No host that takes runs has {TRAINERS[run.stack].name}. The Services page says how to install it."
     if not any(place.suits(run) for place in taking):
         gpus = run.spec.get("gpus", 1)
         wanted = f"a slot with {gpus} GPUs" if gpus > 1 else "a slot with one device of its kind"

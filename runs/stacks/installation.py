@@ -150,6 +150,11 @@ class Installation:
     looked_at: float = 0.0  # Unix seconds
 
     @property
+    def is_there(self) -> bool:
+        """Its files are there, and its Python answers. A package may still be missing: then a run says which."""
+        return bool(self.home and self.python_version)
+
+    @property
     def is_usable(self) -> bool:
         return bool(self.home) and all(problem.is_warning for problem in self.problems)
 
