@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.contrib.auth.models import Group
@@ -62,11 +63,17 @@ def shareable_groups(user: User, *, dataset: Dataset) -> QuerySet[Group]:
 
 def version_files(version: DatasetVersion) -> list[dict[str, Any]]:
     """For a trainer's manifest: `{"image": absolute path, "caption", "repeats"}` of each picture of a version."""
-    return [
-        {
-            "image": str(picture_path(picture["sha256"], picture["extension"]).resolve()),
-            "caption": picture["caption"],
-            "repeats": picture["repeats"],
-        }
-        for picture in version.pictures
-    ]
+    return [_file(picture) for picture in version.pictures]
+
+
+def current_files(dataset: Dataset) -> list[dict[str, Any]]:
+    """The same of a dataset as it is now."""
+    return [_file(picture) for picture in pictures_of(dataset).values("sha256", "extension", "caption", "repeats")]
+
+
+def _file(picture: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "image": str(picture_path(picture["sha256"], picture["extension"]).resolve()),
+        "caption": picture["caption"],
+        "repeats": picture["repeats"],
+    }

@@ -64,6 +64,16 @@ def component_path(component: ModelComponent) -> Path:
     return workspace.inside(workspace.models(), component.path)
 
 
+def find_by_path(path: str) -> BaseModel | None:
+    """The registered model that lies at `path`: absolute, or relative to the models folder."""
+    root = workspace.models().resolve()
+    try:
+        relative = workspace.inside(root, path).relative_to(root).as_posix()
+    except ValueError:
+        return None
+    return BaseModel.objects.filter(path=relative).first()
+
+
 def component_paths(base_model: BaseModel) -> dict[Role, Path]:
     """Where the parts of the model lie, by role: what a diffusers folder holds (folders), the file of a single-file
     model, and what is attached (files, or folders of weights), which wins. A folder's text encoders are there twice,

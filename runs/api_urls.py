@@ -5,9 +5,17 @@ from __future__ import annotations
 from django.urls import path
 from rest_framework.routers import SimpleRouter
 
+from runs import stack_api
 from runs.api import HostViewSet, RunViewSet, ServiceListView
 
 router = SimpleRouter()
 router.register("runs", RunViewSet, basename="run")
 router.register("hosts", HostViewSet, basename="host")
-urlpatterns = [*router.urls, path("services/", ServiceListView.as_view(), name="api-services")]
+urlpatterns = [
+    *router.urls,
+    path("services/", ServiceListView.as_view(), name="api-services"),
+    path("stacks/", stack_api.StackListView.as_view(), name="api-stacks"),
+    path("stacks/<slug:key>/", stack_api.StackView.as_view(), name="api-stack"),
+    path("stacks/<slug:key>/read-config/", stack_api.ReadConfigView.as_view(), name="api-read-config"),
+    path("runs/<int:pk>/config/", stack_api.RunConfigView.as_view(), name="api-run-config"),
+]

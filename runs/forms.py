@@ -14,8 +14,11 @@ from models_registry.models import BaseModel
 from models_registry.selectors import list_base_models
 from runs.enums import Priority, Profile
 from runs.spec import DEFAULTS, OPTIONS, TYPES, Option
+from runs.stacks import STACKS
+from runs.stacks.option_table import StackOption, editable
 
-ESSENTIALS = ("dataset", "base_model", "output_name", "profile", "priority")
+ESSENTIALS = ("dataset", "base_model", "output_name", "stack", "profile", "priority")
+OWN = "option-"  # before the names of fields of a stack's own options
 VARIED = ("profile", "rank", "learning_rate", "seed")  # what many runs at once may differ in
 VARY = "vary_"  # before the names of their fields
 
@@ -45,6 +48,7 @@ class RunForm(forms.Form):
     output_name = forms.CharField(
         max_length=100, help_text="Names the result's folder and file: letters, digits, '.', '_' and '-'."
     )
+    stack = forms.ChoiceField(required=False, label="Trainer", initial="builtin")
     profile = forms.ChoiceField(
         required=False,
         choices=[("", "My own values"), *Profile.choices],
@@ -66,11 +70,27 @@ class RunForm(forms.Form):
 
     def __init__(self, user: User, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.user = user
         self.fields["dataset"].queryset = Dataset.objects.visible_to(user)  # type: ignore[attr-defined]  # a ModelChoiceField
         self.fields["base_model"].queryset = list_base_models(user)  # type: ignore[attr-defined]  # as above
         self.fields["priority"].choices = priority_choices(user)  # type: ignore[attr-defined]  # as above
+        self.fields["stack"].choices = [(key, stack.name) for key, stack in STACKS.items()]  # type: ignore[attr-defined]  # as above
         for name, described in OPTIONS.items():
             self.fields[name] = _field(name, described)
+        self.own = self._own_options(user)
+        for option in self.own:
+            self.fields[f"{OWN}{option.key}"] = _option_field(option)
+
+    def _own_options(self, user: User) -> list[StackOption]:
+        """The chosen trainer's own options, for the kind of the chosen base model."""
+        trainer = STACKS.get(self["stack"].value() or "builtin")
+        table = trainer.table() if trainer else None
+        chosen = str(self["base_model"].value() or "")
+        model = list_base_models(user).filter(pk=chosen).first() if chosen.isdecimal() else None
+        return editable(table, model.architecture) if table and model else []
+
+    def clean_stack(self) -> str:
+        return self.cleaned_data["stack"] or "builtin"
 
     def clean_priority(self) -> int:
         return self.cleaned_data["priority"] or Priority.NORMAL
@@ -78,6 +98,11 @@ class RunForm(forms.Form):
     def values(self) -> dict[str, Any]:
         """The settings that the user gave."""
         return {name: self.cleaned_data[name] for name in OPTIONS if self.cleaned_data.get(name) not in (None, "")}
+
+    def options(self) -> dict[str, Any]:
+        """The trainer's own options that the user gave, as they were typed: the option table converts them."""
+        given = {option.key: self.cleaned_data.get(f"{OWN}{option.key}") for option in self.own}
+        return {key: value for key, value in given.items() if value not in (None, "")}
 
     def varied(self) -> dict[str, list[Any]]:
         """Lists of values by setting, for one run of each combination; empty for a single run."""
@@ -88,6 +113,8 @@ class RunForm(forms.Form):
         """The field that an error about `setting` belongs to; None: to the form."""
         if setting in VARIED and self.varied().get(setting):
             return f"{VARY}{setting}"
+        if setting.startswith("options."):
+            setting = f"{OWN}{setting.removeprefix('options.')}"
         return setting if setting in self.fields else None
 
     @property
@@ -102,6 +129,18 @@ class RunForm(forms.Form):
         for name, described in OPTIONS.items():
             found.setdefault(described.group, []).append(self[name])
         return list(found.items())
+
+    @property
+    def option_groups(self) -> list[tuple[str, list[tuple[forms.BoundField, StackOption]]]]:
+        """(heading, fields) of the trainer's own options."""
+        found: dict[str, list[tuple[forms.BoundField, StackOption]]] = {}
+        for option in self.own:
+            found.setdefault(option.group, []).append((self[f"{OWN}{option.key}"], option))
+        return list(found.items())
+
+    @property
+    def options_given(self) -> int:
+        return sum(bool(self[f"{OWN}{option.key}"].value()) for option in self.own)
 
 
 def priority_choices(user: User) -> list[tuple[int, str]]:
@@ -132,3 +171,33 @@ def _field(name: str, described: Option) -> forms.Field:
     if kind is float:
         return forms.FloatField(widget=forms.NumberInput(attrs=placeholder | {"step": "any"}), **common)
     return forms.CharField(widget=forms.Textarea(attrs={"rows": 4}), **common)
+
+
+def _option_field(option: StackOption) -> forms.Field:
+    """One of a trainer's own options. It holds text: the option table itself checks it, so that form and API say the
+    same."""
+    common: dict[str, Any] = {"label": option.label, "help_text": option.help, "required": False}
+    if option.type == "bool":
+        answers = [("", "As the trainer does"), ("true", "Yes"), ("false", "No")]
+        return forms.ChoiceField(choices=answers, **common)
+    if option.type == "choice":
+        return forms.ChoiceField(
+            choices=[("", "As the trainer does"), *((one, one) for one in option.choices)], **common
+        )
+    placeholder = {"placeholder": _shown(option.example if option.default is None else option.default)}
+    if option.type in LISTS:
+        return forms.CharField(widget=forms.Textarea(attrs={"rows": 2} | placeholder), **common)
+    if option.type in ("int", "float"):
+        kind = {"step": "any"} if option.type == "float" else {}
+        return forms.CharField(widget=forms.NumberInput(attrs=placeholder | kind), **common)
+    return forms.CharField(widget=forms.TextInput(attrs=placeholder), **common)
+
+
+LISTS = {"names", "words"}
+
+
+def _shown(value: Any) -> str:
+    """A default or an example, as a person would type it."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) if not any("=" in str(one) for one in value) else "\n".join(value)
+    return "" if value is None else str(value)

@@ -7,10 +7,15 @@ from dataclasses import dataclass, field
 from django.conf import settings
 
 from lorapilot.errors import UserError
+from models_registry.models import BaseModel
 from runs import disk, planning
 from runs.enums import DeviceKind
 from runs.forms import ESSENTIALS, RunForm
+from runs.memory import expected_bytes
+from runs.models import Run
 from runs.spec import OPTIONS, RunSpec
+from runs.trainpilot import base_of
+from runs.waiting import expected_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,8 @@ class Planned:
 class Preview:
     runs: list[Planned] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    stack: str = "builtin"
+    base_model: BaseModel | None = None
     are_many: bool = False
 
     @property
@@ -44,6 +51,28 @@ class Preview:
         return sum(run.plan.spec.steps for run in self.runs)
 
     @property
+    def seconds(self) -> float | None:
+        """Of all runs, by what runs like them took; None when that is not known of one of them."""
+        each = [self._seconds(run.plan) for run in self.runs]
+        return sum(known) if (known := [one for one in each if one is not None]) and len(known) == len(each) else None
+
+    def _seconds(self, plan: planning.Plan) -> float | None:
+        like = Run(
+            stack=self.stack,
+            base_model=self.base_model,
+            device=plan.device,
+            spec=plan.spec.as_values(),
+            total_steps=plan.spec.steps,
+        )
+        return expected_seconds(like)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        if self.plan is None or self.base_model is None:
+            return None
+        return expected_bytes(self.plan.spec, self.base_model, self.plan.device)
+
+    @property
     def needed_bytes(self) -> int:
         return sum(run.plan.needed_bytes for run in self.runs)
 
@@ -61,6 +90,7 @@ def preview_of(form: RunForm) -> Preview:
     """Of a cleaned form, valid or not."""
     found = Preview(errors=_mistyped(form), are_many=bool(form.varied()))
     chosen = form.cleaned_data
+    found.stack, found.base_model = chosen.get("stack") or "builtin", chosen.get("base_model")
     if not found.errors and chosen.get("dataset") and chosen.get("base_model"):
         try:
             found.runs = _plan_all(form)
@@ -84,7 +114,13 @@ def _plan_all(form: RunForm) -> list[Planned]:
         Planned(
             f"{base_name}{one.suffix}",
             planning.plan_run(
-                pictures=pictures, base_model=chosen["base_model"], profile=one.profile, values=one.values
+                pictures=pictures,
+                base_model=chosen["base_model"],
+                profile=one.profile,
+                values=one.values,
+                stack=chosen.get("stack") or "builtin",
+                options=form.options(),
+                base=base_of(form.user) if one.profile else None,
             ),
         )
         for one in planning.variations(chosen.get("profile", ""), form.values(), form.varied())

@@ -40,7 +40,7 @@ class RunSerializer(serializers.ModelSerializer[Run]):
     class Meta:
         model = Run
         fields = (
-            "id", "output_name", "owner", "stack", "profile", "spec", "adaptations", "notes", "dataset",
+            "id", "output_name", "owner", "stack", "profile", "spec", "options", "adaptations", "notes", "dataset",
             "dataset_version", "dataset_digest", "base_model", "base_model_sha256", "device", "needed_bytes", "status",
             "priority", "queue_place", "starts_at", "waits_for", "slot", "host_condition", "attempt", "reason",
             "exit_code", "stage", "step", "total_steps", "loss", "steps_per_second", "eta_seconds", "held_at",
@@ -91,6 +91,9 @@ class SubmitSerializer(serializers.Serializer[Any]):
     profile = serializers.ChoiceField(choices=Profile.choices, required=False, allow_blank=True, default="")
     stack = serializers.ChoiceField(choices=sorted(STACKS), required=False, default="builtin")
     settings = serializers.DictField(required=False, default=dict)
+    options = serializers.DictField(
+        required=False, default=dict, help_text="The trainer's own, by key: GET /api/v1/stacks/<stack>/."
+    )
     priority = serializers.IntegerField(required=False, default=Priority.NORMAL, help_text=PRIORITIES)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -115,6 +118,9 @@ class BatchSerializer(SubmitSerializer):
 
 class RetrySerializer(serializers.Serializer[Any]):
     output_name = serializers.CharField(max_length=100, required=False, default="", allow_blank=True)
+    stack = serializers.ChoiceField(
+        choices=sorted(STACKS), required=False, default="", allow_blank=True, help_text="Another trainer."
+    )
 
 
 class ResumeSerializer(serializers.Serializer[Any]):
@@ -256,3 +262,50 @@ class PartSerializer(serializers.Serializer[Any]):
 
     def get_run(self, part: Part) -> int | None:
         return part.run.pk if part.run else None
+
+
+# --- Trainers ---------------------------------------------------------------------------------------------------------
+class StackSerializer(serializers.Serializer[Any]):
+    key = serializers.CharField()
+    name = serializers.CharField()
+    unavailable = serializers.CharField(help_text='Why no host can train with it, and what to do; "" when one can.')
+    architectures = serializers.ListField(child=serializers.CharField())
+    saves_on_stop = serializers.BooleanField()
+    has_profiles = serializers.BooleanField()
+
+
+class OptionSerializer(serializers.Serializer[Any]):
+    """One key of a trainer. `closed`: why it is no option of yours, and what sets it."""
+
+    key = serializers.CharField()
+    group = serializers.CharField()
+    type = serializers.CharField()
+    label = serializers.CharField()  # type: ignore[assignment]  # a field of that name, which the metaclass takes
+    help = serializers.CharField()
+    choices = serializers.ListField(child=serializers.CharField())
+    least = serializers.FloatField(allow_null=True)
+    most = serializers.FloatField(allow_null=True)
+    above = serializers.FloatField(allow_null=True)
+    default = serializers.JSONField(allow_null=True)  # type: ignore[assignment]  # as label
+    architectures = serializers.ListField(child=serializers.CharField(), help_text="Empty: all of the trainer's.")
+    closed = serializers.CharField()
+
+
+class ConfigTextSerializer(serializers.Serializer[Any]):
+    config = serializers.CharField(trim_whitespace=False, allow_blank=True)
+
+
+class BroughtSerializer(serializers.Serializer[Any]):
+    """What a configuration says: hand it on to POST /api/v1/runs/."""
+
+    settings = serializers.DictField(source="values")
+    options = serializers.DictField()
+    base_model = serializers.IntegerField(allow_null=True)
+    notes = serializers.ListField(child=serializers.CharField(), help_text="What was left out, and why.")
+
+
+class ConfigurationSerializer(serializers.Serializer[Any]):
+    filename = serializers.CharField()
+    text = serializers.CharField()
+    lost = serializers.ListField(child=serializers.CharField(), help_text="What the trainer cannot express.")
+    refusal = serializers.CharField(help_text='Why it cannot train this base model; "" when it can.')

@@ -26,10 +26,11 @@ from lorapilot.models import User
 from models_registry.models import BaseModel
 from models_registry.selectors import missing_files
 from runs import memory_ladder, wakeup
+from runs.configs import lost_options
 from runs.dispatch import dispatch
 from runs.enums import ACTIVE, TERMINAL, DeviceKind, Priority, Status, StopIntent
 from runs.models import OWN_OUTPUTS, Run, RunEvent, outputs_of
-from runs.planning import plan_run, variations
+from runs.planning import GUIDED, plan_run, variations, why_unavailable
 from runs.stacks import get_stack
 from runs.trainpilot import base_of
 from runs.transitions import change_status
@@ -85,6 +86,7 @@ class Order:
     profile: str
     values: dict[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ def _create(owner: User, order: Order, version: DatasetVersion, source: Source, 
                 profile=order.profile,
                 spec=plan.spec.as_values(),
                 options=plan.options,
-                notes=[*plan.notes, *plan.not_expressed],
+                notes=[*plan.notes, *plan.not_expressed, *order.notes],
                 dataset_version=version,
                 base_model=source.base_model,
                 retry_of=source.retry_of,
@@ -247,6 +249,8 @@ def resume_run(run: Run, *, actor: User, less_memory: bool = False) -> Run:
     """
     if missing := missing_files(run.base_model):
         raise UserError(f"{run.base_model.name} cannot be trained on: {' '.join(missing)}")
+    if unavailable := why_unavailable(get_stack(run.stack)):
+        raise UserError(unavailable)
     changes: dict[str, Any] = {"queued_at": timezone.now(), "place": place_at(timezone.now()), "held_at": None}
     message = where_it_goes_on(newest_state_step(run))
     if less_memory:
@@ -310,10 +314,17 @@ def where_it_goes_on(step: int) -> str:
     return f"It goes on from step {step}." if step else "It starts again from step 0."
 
 
-def retry_run(run: Run, *, actor: User, output_name: str = "") -> Run:
-    """A new run with the same settings, base model and dataset version, under a name of its own."""
-    order = Order(output_name or free_name(run.output_name), run.profile, run.spec | run.adaptations, run.options)
-    source = Source(run.dataset_version, run.base_model, run.stack, retry_of=run)
+def retry_run(run: Run, *, actor: User, output_name: str = "", stack: str = "") -> Run:
+    """A new run with the same settings, base model and dataset version, under a name of its own.
+
+    With another `stack`, what that trainer has nothing for is told in the new run's notes.
+    """
+    trainer = get_stack(stack or run.stack)
+    profile = run.profile if trainer.key in GUIDED else ""
+    options = run.options if trainer.key == run.stack else {}
+    order = Order(output_name or free_name(run.output_name), profile, run.spec | run.adaptations, options)
+    order.notes.extend(lost_options(run, trainer))
+    source = Source(run.dataset_version, run.base_model, trainer.key, retry_of=run)
     return _submit(actor, [order], source=source, priority=Priority.NORMAL)[0]
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from django.urls import path
 
-from runs import views
+from runs import config_views, views
 
 app_name = "runs"
 urlpatterns = [
     path("", views.list_runs, name="list"),
+    path("new/options/", config_views.show_options, name="options"),
+    path("new/write-config/", config_views.write_config, name="write_config"),
+    path("new/read-config/", config_views.read_config, name="read_config"),
+    path("base-config/", config_views.base_config, name="base_config"),
+    path("<int:run_id>/config/", config_views.show_config, name="config"),
+    path("<int:run_id>/run-on/", config_views.run_on, name="run_on"),
     path("new/", views.new_run, name="new"),
     path("preview/", views.preview, name="preview"),
     path("<int:run_id>/", views.show_run, name="detail"),

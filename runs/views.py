@@ -142,8 +142,10 @@ def new_run(request: HttpRequest) -> HttpResponse:
 def _submit(request: HttpRequest, form: RunForm) -> list[Run]:
     essentials = {name: form.cleaned_data[name] for name in ESSENTIALS}
     if varied := form.varied():
-        return services.submit_many(signed_in(request), varied=varied, values=form.values(), **essentials)
-    return [services.submit_run(signed_in(request), values=form.values(), **essentials)]
+        return services.submit_many(
+            signed_in(request), varied=varied, values=form.values(), options=form.options(), **essentials
+        )
+    return [services.submit_run(signed_in(request), values=form.values(), options=form.options(), **essentials)]
 
 
 def _show_submitted(request: HttpRequest, runs: list[Run], *, are_many: bool) -> HttpResponse:

@@ -190,6 +190,11 @@ def forecast(now: datetime | None = None, *, order: list[Run] | None = None) -> 
     return starts
 
 
+def expected_seconds(run: Run) -> float | None:
+    """How long a run like this one takes, also one that is not stored; None when none like it has ended yet."""
+    return _Speeds().seconds_for(run)
+
+
 class _Speeds:
     """How long runs take, from what runs of the same trainer, model and device took: those with steps of the same size
     if there are any, else all, in proportion to the pixels of a step. One query for each kind."""

@@ -186,6 +186,13 @@ def python_of(key: str) -> Path | None:
     return next((python for python in found if python.exists()), None)
 
 
+def program_of(key: str) -> tuple[Path, Path]:
+    """Its folder and its Python; names that stand for them where it is not installed, so that a configuration can be
+    shown all the same."""
+    home = home_of(key) or Path(f"/{key.upper()}_HOME")
+    return home, python_of(key) or home / "venv" / "bin" / "python"
+
+
 def is_installed(key: str) -> bool:
     """Its folder and its Python are there. Whether it works is another question: `look_at`."""
     return _obstacle(key) is None

@@ -56,7 +56,7 @@ from runs.stacks.clip_tokenizer import tokenizer_files
 from runs.stacks.collecting import collect
 from runs.stacks.console import failure, judge, log_pieces, pieces
 from runs.stacks.importing import read_toml, take_keys, without_sections
-from runs.stacks.installation import home_of, installation_error, python_of
+from runs.stacks.installation import installation_error, program_of
 from runs.stacks.sd_scripts_keys import READERS, SAME, keys_of
 from runs.stacks.staging import staged_folders
 
@@ -201,9 +201,7 @@ class KohyaStack:
             **tokenizer_files(_tokenizers()),
             **captions,
         }
-        home, python = home_of("kohya"), python_of("kohya")
-        if home is None or python is None:
-            raise UserError(self.check())
+        home, python = program_of("kohya")
         argv = [str(python), *_launcher(len(job.device_uuids)), str(home / FAMILIES[job.architecture].script)]
         environment = trainer_environment(job, workspace.cache())
         return LaunchPlan(

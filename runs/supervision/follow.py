@@ -172,6 +172,8 @@ class _Slice:
             self._read_reports(earlier, is_over=True)
 
     def _compile(self) -> LaunchPlan:
+        if missing := self.stack.check():
+            raise UserError(missing)
         self.run.log_path.parent.mkdir(parents=True, exist_ok=True)
         plan = self.stack.compile(self._job())
         for sentence in plan.not_expressed:

@@ -132,3 +132,15 @@ def setting(value: Any) -> str:
 @register.filter
 def stack_name(key: str) -> str:
     return STACKS[key].name if key in STACKS else key
+
+
+@register.filter
+def first_line(text: str) -> str:
+    """Of a reason: the sentence."""
+    return text.partition("\n")[0]
+
+
+@register.filter
+def other_lines(text: str) -> str:
+    """What comes behind it: the trainer's last lines."""
+    return text.partition("\n")[2]

@@ -19,3 +19,20 @@ document.addEventListener("DOMContentLoaded", () => {
     if (event.target.name === "profile" && !event.target.value) document.getElementById("own-values").open = true;
   });
 });
+
+// Options that have what is looked for in their name or description. The box comes anew with each list.
+document.addEventListener("input", (event) => {
+  if (event.target.id !== "option-search") return;
+  const wanted = event.target.value.trim().toLowerCase();
+  let shown = 0;
+  for (const group of document.querySelectorAll("#option-list fieldset")) {
+    let found = 0;
+    for (const option of group.querySelectorAll("[data-option]")) {
+      option.hidden = wanted !== "" && !option.dataset.option.toLowerCase().includes(wanted);
+      found += option.hidden ? 0 : 1;
+    }
+    group.hidden = found === 0;
+    shown += found;
+  }
+  document.getElementById("option-none").hidden = shown > 0;
+});

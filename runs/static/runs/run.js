@@ -83,7 +83,7 @@ class RunPage {
 
   sentence(run) {
     const host = run.host_condition === "lost" ? " Nothing is heard of its host." : "";
-    return `${run.output_name}: ${run.status_label}.${host} ${run.reason}`;
+    return `${run.output_name}: ${run.status_label}.${host} ${run.reason.split("\n")[0]}`;
   }
 
   announce(run) {
