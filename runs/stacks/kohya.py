@@ -57,7 +57,7 @@ from runs.stacks.collecting import collect
 from runs.stacks.console import failure, judge, log_pieces, pieces
 from runs.stacks.importing import read_toml, take_keys, without_sections
 from runs.stacks.installation import installation_error, program_of
-from runs.stacks.sd_scripts_keys import READERS, SAME, keys_of
+from runs.stacks.sd_scripts_keys import READERS, SAME, keys_of, named
 from runs.stacks.staging import staged_folders
 
 
@@ -233,7 +233,7 @@ class KohyaStack:
 
     def read_config(self, text: str) -> Imported:
         """A configuration for sd-scripts that somebody brings along."""
-        keys = without_sections(read_toml(text))
+        keys = _as_by_name(without_sections(read_toml(text)))
         taken = take_keys(self.table(), keys, READERS)
         trains_all = not keys.get("network_train_unet_only") and "text_encoder_lr" not in keys
         if trains_all and "learning_rate" in taken.values:  # then it trains them at the same rate
@@ -326,6 +326,7 @@ def _cadence(spec: RunSpec) -> dict[str, Any]:
 
 
 SCHEDULE_MODULE = "transformers.optimization."
+OF_OTHER_KEYS = {"num_cycles", "power", "timescale", "min_lr_rate", "min_lr_ratio", "num_decay_steps"}
 # sd-scripts' schedule → the function behind it, and the arguments that it takes beside the warm-up.
 SCHEDULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "constant": ("get_constant_schedule_with_warmup", ()),
@@ -372,6 +373,18 @@ def _schedule(job: TrainingJob) -> dict[str, Any]:
         "lr_scheduler_args": [*written, *options.get("lr_scheduler_args", [])],
         "lr_warmup_steps": 0,
     }
+
+
+def _as_by_name(keys: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that `_schedule` wrote, with the schedule as people write it."""
+    if not str(keys.pop("lr_scheduler_type", "")).startswith(SCHEDULE_MODULE):
+        return keys
+    arguments = named(keys.pop("lr_scheduler_args", []))
+    for ours, theirs in (("num_warmup_steps", "lr_warmup_steps"), ("num_training_steps", "max_train_steps")):
+        if ours in arguments:
+            keys[theirs] = int(arguments.pop(ours))
+    given = [f"{name}={value}" for name, value in arguments.items() if name not in OF_OTHER_KEYS]
+    return keys | ({"lr_scheduler_args": given} if given else {})
 
 
 def _subsets(folders: Mapping[int, Path], options: Mapping[str, Any]) -> list[dict[str, Any]]:
