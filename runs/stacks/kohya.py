@@ -258,6 +258,8 @@ def _config(job: TrainingJob, dataset: Path, prompts: Path) -> dict[str, Any]:
 def _of_spec(job: TrainingJob, family: Family) -> dict[str, Any]:
     spec = job.spec
     keys = keys_of(spec) | {"cache_latents": True, "cache_latents_to_disk": True, "sdpa": True}
+    keys["resolution"] = f"{spec.resolution},{spec.resolution}"  # it splits a text
+    keys["bucket_reso_steps"] = 64  # it wants a multiple of 64 for SD 1.5 and 2, and of 32 for the others
     if job.architecture not in {"sd15", "sd2", "sdxl"}:
         keys = {key: value for key, value in keys.items() if SAME.get(key) not in ONLY_SD and key != "max_token_length"}
     if not family.trains_text_encoders:

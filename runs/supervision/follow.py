@@ -27,7 +27,7 @@ from datasets.selectors import version_files
 from lorapilot import workspace
 from lorapilot.clock import is_stale
 from lorapilot.errors import UserError
-from models_registry.selectors import absolute_path, component_paths
+from models_registry.selectors import absolute_path, attached_components, component_paths
 from runs import disk, logfile, memory_ladder, services
 from runs.dispatch import dispatch, hand_out
 from runs.endings import End, conclude, ending_of
@@ -381,4 +381,4 @@ def _provenance(run: Run) -> dict[str, str]:
         "base_model": run.base_model.name,
         "base_model_sha256": run.base_model.sha256,
         "trigger_word": run.dataset_version.trigger_word,
-    }
+    } | {f"base_model_{part.role}_sha256": part.sha256 for part in attached_components(run.base_model)}
