@@ -25,9 +25,10 @@ def list_page(request: HttpRequest) -> HttpResponse:
     architecture = request.GET.get("architecture", "")
     if architecture:
         base_models = base_models.filter(architecture=architecture)
+    present = set(selectors.list_base_models(request.user).values_list("architecture", flat=True)) | {architecture}
     context = {
         "base_models": base_models,
-        "architectures": ARCHITECTURES,
+        "architectures": [choice for choice in ARCHITECTURES if choice[0] in present],
         "architecture": architecture,
         "models_folder": workspace.models(),
         "candidates": selectors.unregistered_candidates() if request.user.is_staff else [],
