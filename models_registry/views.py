@@ -74,7 +74,7 @@ def attach(request: HttpRequest, pk: int) -> HttpResponse:
         try:
             component = services.attach_component(base_model, **form.cleaned_data, by=user, request=request)
         except UserError as error:
-            form.add_error(error.field or None, error.message)
+            form.add_error(form.field_of(error.field), error.message)
         else:
             messages.success(request, f"{base_model.name} is now trained with {component.path}.")
             return redirect("models:detail", base_model.pk)

@@ -332,7 +332,7 @@ def address_of(page, *keys):
 
 def test_page_shows_what_is_attached_to_everybody_and_the_form_to_staff(flux, files, client_of, charlie, staff):
     address = address_of("detail", flux.pk)
-    assert "Other files" not in client_of(charlie).get(address).content.decode()
+    assert "<h2>Other files" not in client_of(charlie).get(address).content.decode()
     component = services.attach_component(flux, role="vae", path="parts/ae.safetensors")
     seen = client_of(charlie).get(address).content.decode()
     assert "Other files it is trained with" in seen
@@ -365,6 +365,7 @@ def test_page_attaches_what_was_found_or_typed(flux, files, client_of, staff, se
         ({"role": "unet", "path": "parts/ae.safetensors"}, "role", "not one of the available choices"),
         ({"role": "vae"}, "path", "Enter the path of a file"),
         ({"role": "vae", "found": "flux/flux.safetensors"}, "found", "not one of the available choices"),
+        ({"role": "vae", "found": "parts/l.safetensors"}, "found", "This file is a CLIP-L text encoder, not a VAE."),
         ({"role": "vae", "path": "parts/l.safetensors"}, "path", "This file is a CLIP-L text encoder, not a VAE."),
     ],
 )
