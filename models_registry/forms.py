@@ -46,3 +46,7 @@ class AttachForm(forms.Form):
         values["path"] = values.get("path") or values.pop("found", "")
         values.pop("found", None)
         return values
+
+    def field_of(self, field: str) -> str | None:
+        """Where an error of the service belongs: a path may have been chosen instead of typed."""
+        return "found" if field == "path" and self.data.get("found") and not self.data.get("path") else field or None

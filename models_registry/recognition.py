@@ -157,7 +157,8 @@ def _what_is_missing(name: str, denoiser: Denoiser, parts: Mapping[str, object])
             f"{name} holds the UNet of a {title} model, but not {' and '.join(missing)}. "
             "Register the full checkpoint, or the diffusers folder that it belongs to."
         )
-    return (f"The file does not hold {' and '.join(missing)}: they are files of their own, which its page lists.",)
+    held = " and ".join(missing)
+    return (f"The file does not hold {held}: staff add them under “Other files it is trained with”.",)
 
 
 def _resolution(header: Header, denoiser: Denoiser) -> int:

@@ -178,9 +178,11 @@ def part_candidates() -> list[PartCandidate]:
 
 
 def _part_candidate(path: Path, root: Path) -> PartCandidate | None:
+    files = part_files(path) if path.is_dir() else [path]
+    if any(file.is_symlink() for file in files):
+        return None
     try:
-        changed_at = max((file.stat().st_mtime_ns for file in part_files(path)), default=0) if path.is_dir() else 0
-        summary = _part_summary(path, changed_at or path.stat().st_mtime_ns)
+        summary = _part_summary(path, max(file.stat().st_mtime_ns for file in files))
     except OSError:
         return None
     if summary is None or summary[0] not in (ATTACHABLE_AS_FOLDER if path.is_dir() else ATTACHABLE):
@@ -205,7 +207,7 @@ def _parts_below(root: Path) -> Iterator[Path]:
             yield here
         if not is_sharded(here):
             for name in sorted(names):
-                if name.endswith(".safetensors") and not (here / name).is_symlink():
+                if name.endswith(".safetensors"):
                     yield here / name
 
 

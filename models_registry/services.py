@@ -150,22 +150,19 @@ def detach_component(component: ModelComponent, *, by: User | None = None, reque
 
 def _recognised_part(found: Path, role: str, root: Path) -> RecognisedPart:
     """The part at `found`, when it is one of that role and wholly inside the models folder."""
+    if found.is_dir() and not all(file.resolve().is_relative_to(root) for file in part_files(found)):
+        raise UserError(
+            f"{found.name} holds a link that leaves the models folder. Copy the file itself there.", field="path"
+        )
     try:
         part = recognise_part(found)
     except Unrecognised as error:
         raise UserError(str(error), field="path") from None
     if part.role != role:
-        raise UserError(
-            f"This {'folder' if found.is_dir() else 'file'} is a {_what(part)}, not a {_inside_a_sentence(role)}.",
-            field="path",
-        )
-    if found.is_dir():
-        if role not in ATTACHABLE_AS_FOLDER:
-            raise UserError(f"A {_inside_a_sentence(role)} is one .safetensors file. Name that file.", field="path")
-        if not all(file.resolve().is_relative_to(root) for file in part_files(found)):
-            raise UserError(
-                f"{found.name} holds a link that leaves the models folder. Copy the file itself there.", field="path"
-            )
+        kind = "folder" if found.is_dir() else "file"
+        raise UserError(f"This {kind} is a {_what(part)}, not a {_inside_a_sentence(role)}.", field="path")
+    if found.is_dir() and role not in ATTACHABLE_AS_FOLDER:
+        raise UserError(f"A {_inside_a_sentence(role)} is one .safetensors file. Name that file.", field="path")
     return part
 
 

@@ -25,9 +25,10 @@ def list_page(request: HttpRequest) -> HttpResponse:
     architecture = request.GET.get("architecture", "")
     if architecture:
         base_models = base_models.filter(architecture=architecture)
+    present = set(selectors.list_base_models(request.user).values_list("architecture", flat=True)) | {architecture}
     context = {
         "base_models": base_models,
-        "architectures": ARCHITECTURES,
+        "architectures": [choice for choice in ARCHITECTURES if choice[0] in present],
         "architecture": architecture,
         "models_folder": workspace.models(),
         "candidates": selectors.unregistered_candidates() if request.user.is_staff else [],
@@ -73,7 +74,7 @@ def attach(request: HttpRequest, pk: int) -> HttpResponse:
         try:
             component = services.attach_component(base_model, **form.cleaned_data, by=user, request=request)
         except UserError as error:
-            form.add_error(error.field or None, error.message)
+            form.add_error(form.field_of(error.field), error.message)
         else:
             messages.success(request, f"{base_model.name} is now trained with {component.path}.")
             return redirect("models:detail", base_model.pk)

@@ -27,7 +27,7 @@ def test_transformer_is_recognised_alone_and_in_a_checkpoint(tmp_path, architect
     )
     assert [component.role for component in found.components] == ["transformer"]
     assert found.notes[0] == (
-        "The file does not hold the VAE and the text encoders: they are files of their own, which its page lists."
+        "The file does not hold the VAE and the text encoders: staff add them under “Other files it is trained with”."
     )
 
 
