@@ -24,6 +24,7 @@ urlpatterns = [
     path("runs/", include("runs.urls")),
     path("hosts/", include("runs.host_urls")),
     path("services/", include("runs.service_urls")),
+    path("tensorboard/", include("runs.tensorboard.urls")),
     path("account/", views.account, name="account"),
     path("account/tokens/", views.create_token, name="create_token"),
     path("account/tokens/<slug:token_key>/revoke/", views.revoke_token, name="revoke_token"),

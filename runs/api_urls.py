@@ -7,6 +7,7 @@ from rest_framework.routers import SimpleRouter
 
 from runs import stack_api
 from runs.api import HostViewSet, RunViewSet, ServiceListView
+from runs.tensorboard.api import TensorBoardStatusView
 
 router = SimpleRouter()
 router.register("runs", RunViewSet, basename="run")
@@ -18,4 +19,5 @@ urlpatterns = [
     path("stacks/<slug:key>/", stack_api.StackView.as_view(), name="api-stack"),
     path("stacks/<slug:key>/read-config/", stack_api.ReadConfigView.as_view(), name="api-read-config"),
     path("runs/<int:pk>/config/", stack_api.RunConfigView.as_view(), name="api-run-config"),
+    path("tensorboard/status/", TensorBoardStatusView.as_view(), name="api-tensorboard"),
 ]

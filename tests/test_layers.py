@@ -40,6 +40,7 @@ WITHOUT_DJANGO = [
         if path.name != "follow.py"
     ),
     Path("runs/logfile.py"),
+    Path("runs/tensorboard/serve.py"),
     Path("lorapilot/children.py"),
     Path("lorapilot/listening.py"),
 ]
@@ -130,6 +131,18 @@ def test_web_side_loads_no_machine_learning():
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_tensorboard_is_imported_by_its_own_program_only():
+    """Web processes would grow by what it and its plugins load, and would run what they do."""
+    importing = {
+        str(path.relative_to(ROOT))
+        for package in MAY_IMPORT
+        for path in files_of(package)
+        for name in imports_of(path)
+        if name.split(".")[0] in {"tensorboard", "werkzeug"}
+    }
+    assert importing == {"runs/tensorboard/serve.py"}
 
 
 def test_shared_files_of_the_trainer_load_no_torch():
