@@ -20,7 +20,7 @@ from rest_framework.views import APIView
 from lorapilot.access import get_editable, get_visible, signed_in
 from lorapilot.errors import NotAllowed, UserError
 from lorapilot.services import record
-from runs import fleet, logfile, parts, selectors, services, waiting
+from runs import comparison, fleet, logfile, parts, selectors, services, waiting
 from runs.device_history import MOST_HOURS, history_of
 from runs.enums import Priority, Profile, Status
 from runs.files import send_checkpoint, send_sample
@@ -29,6 +29,7 @@ from runs.serializers import (
     AttemptSerializer,
     BatchSerializer,
     CheckpointSerializer,
+    ComparisonSerializer,
     DeviceHistorySerializer,
     DrainSerializer,
     HostSerializer,
@@ -104,6 +105,25 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
         shown = {"rule": waiting.TURN_RULE, "length": len(queue.order), "runs": runs}
         return Response(QueueSerializer(shown, context={"queue": queue}).data)
 
+    @extend_schema(
+        parameters=[OpenApiParameter("run", OpenApiTypes.INT, many=True, required=True, description="Two to six ids.")],
+        responses=ComparisonSerializer,
+        filters=False,
+    )
+    @action(detail=False, pagination_class=None)
+    def compare(self, request: Request) -> Response:
+        """Two to six runs: how they went, the settings that differ, and their samples by prompt and seed."""
+        ids = comparison.run_ids(request.query_params.getlist("run"))
+        comparison.check_count(ids)
+        runs = comparison.find_runs(signed_in(request), ids)
+        figures = [course.figures for course in comparison.courses(runs)]
+        shown = {
+            "runs": [{"run": run, "figures": one} for run, one in zip(runs, figures, strict=True)],
+            "differences": comparison.differences(runs),
+            "samples": comparison.samples(runs).rows,
+        }
+        return Response(ComparisonSerializer(shown, context=self.get_serializer_context()).data)
+
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, pk: str) -> Response:
         """Delete an ended run and its files."""
@@ -141,7 +161,7 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     @extend_schema(request=RetrySerializer, responses={201: RunSerializer})
     @action(detail=True, methods=["post"])
     def retry(self, request: Request, pk: str) -> Response:
-        """A new run with the same settings, base model and dataset version."""
+        """A new run with the same settings (but for those in `settings`), base model and dataset version."""
         run = self._visible()
         given = _valid(RetrySerializer(data=request.data))
         return self._answer(services.retry_run(run, actor=signed_in(request), **given), status=HTTPStatus.CREATED)

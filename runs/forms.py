@@ -13,6 +13,7 @@ from lorapilot.models import User
 from models_registry.models import BaseModel
 from models_registry.selectors import list_base_models
 from runs.enums import Priority, Profile
+from runs.models import Run
 from runs.spec import DEFAULTS, OPTIONS, TYPES, Option
 from runs.stacks import STACKS
 from runs.stacks.option_table import StackOption, editable
@@ -42,6 +43,8 @@ class ListOf(forms.CharField):
 
 class RunForm(forms.Form):
     """Settings left empty take the profile's value, or the default."""
+
+    origin: Run | None = None  # the run that the new one begins as a copy of: see runs/cloning.py
 
     dataset = forms.ModelChoiceField(Dataset.objects.none(), empty_label="Choose a dataset")
     base_model = forms.ModelChoiceField(BaseModel.objects.none(), empty_label="Choose a base model")

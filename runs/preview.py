@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from django.conf import settings
 
+from datasets.models import Dataset, DatasetVersion
 from lorapilot.errors import UserError
 from models_registry.models import BaseModel
 from runs import disk, planning
@@ -106,9 +108,15 @@ def _mistyped(form: RunForm) -> list[str]:
     return [f"{form.fields[name].label}: {' '.join(map(str, form.errors[name]))}" for name in wrong]
 
 
+def _pictures(source: Dataset | DatasetVersion) -> list[dict[str, Any]]:
+    if isinstance(source, DatasetVersion):
+        return list(source.pictures)
+    return [dict(picture) for picture in source.pictures.values("caption", "repeats")]
+
+
 def _plan_all(form: RunForm) -> list[Planned]:
     chosen = form.cleaned_data
-    pictures = list(chosen["dataset"].pictures.values("caption", "repeats"))
+    pictures = _pictures(chosen["dataset"])
     base_name = chosen.get("output_name") or "…"
     return [
         Planned(

@@ -117,6 +117,9 @@ class BatchSerializer(SubmitSerializer):
 
 
 class RetrySerializer(serializers.Serializer[Any]):
+    """`settings` are those that change; all others stay as they are."""
+
+    settings = serializers.DictField(required=False, default=dict)
     output_name = serializers.CharField(max_length=100, required=False, default="", allow_blank=True)
     stack = serializers.ChoiceField(
         choices=sorted(STACKS), required=False, default="", allow_blank=True, help_text="Another trainer."
@@ -176,6 +179,54 @@ class MetricsSerializer(serializers.Serializer[Any]):
     """`points`: [[step, loss, learning_rate], …], at most 2,000; lowest and highest loss of each stretch are kept."""
 
     points = serializers.ListField(child=serializers.ListField(child=serializers.FloatField(allow_null=True)))
+
+
+class FiguresSerializer(serializers.Serializer[Any]):
+    """null: not measured. `mean_loss`: over the last tenth of the steps so far. `seconds`: of all attempts."""
+
+    loss = serializers.FloatField(allow_null=True)
+    mean_loss = serializers.FloatField(allow_null=True)
+    best_loss = serializers.FloatField(allow_null=True)
+    best_loss_step = serializers.IntegerField(allow_null=True)
+    validation_loss = serializers.FloatField(allow_null=True)
+    best_validation_loss = serializers.FloatField(allow_null=True)
+    best_validation_step = serializers.IntegerField(allow_null=True)
+    seconds = serializers.FloatField(allow_null=True)
+    steps_per_second = serializers.FloatField(allow_null=True)
+
+
+class ComparedRunSerializer(serializers.Serializer[Any]):
+    run = RunSerializer()
+    figures = FiguresSerializer()
+
+
+class DifferenceSerializer(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    label = serializers.CharField()  # type: ignore[assignment]  # a field of ours, not the serializer's own label
+    values = serializers.ListField(child=serializers.JSONField(), help_text="In the order of the runs.")
+
+
+class DrawnSerializer(serializers.ModelSerializer[Sample]):
+    class Meta:
+        model = Sample
+        fields = ("id", "run", "step")
+
+
+class SampleRowSerializer(serializers.Serializer[Any]):
+    prompt = serializers.CharField()
+    negative_prompt = serializers.CharField()
+    seed = serializers.IntegerField()
+    samples = serializers.ListField(
+        child=DrawnSerializer(many=True), help_text="Of each run, in their order, by rising step."
+    )
+
+
+class ComparisonSerializer(serializers.Serializer[Any]):
+    """`runs` are in the order in which they were asked for."""
+
+    runs = ComparedRunSerializer(many=True)
+    differences = DifferenceSerializer(many=True)
+    samples = SampleRowSerializer(many=True)
 
 
 # --- Hosts ------------------------------------------------------------------------------------------------------------

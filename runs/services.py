@@ -39,7 +39,7 @@ from runs.transitions import change_status
 def submit_run(
     owner: User,
     *,
-    dataset: Dataset,
+    dataset: Dataset | DatasetVersion,
     base_model: BaseModel,
     output_name: str,
     profile: str = "",
@@ -47,19 +47,20 @@ def submit_run(
     stack: str = "builtin",
     options: Mapping[str, Any] | None = None,
     priority: int = Priority.NORMAL,
+    retry_of: Run | None = None,
 ) -> Run:
-    """Queue a run on the dataset as it is now; it starts as soon as a slot is free.
+    """Queue a run on the dataset as it is now, or on a version of one; it starts as soon as a slot is free.
 
     `values`: of the RunSpec. `options`: of the stack's own option table.
     """
     order = Order(output_name, profile, values or {}, options or {})
-    return _submit(owner, [order], source=Source(dataset, base_model, stack), priority=priority)[0]
+    return _submit(owner, [order], source=Source(dataset, base_model, stack, retry_of), priority=priority)[0]
 
 
 def submit_many(
     owner: User,
     *,
-    dataset: Dataset,
+    dataset: Dataset | DatasetVersion,
     base_model: BaseModel,
     output_name: str,
     varied: Mapping[str, Sequence[Any]],
@@ -68,6 +69,7 @@ def submit_many(
     stack: str = "builtin",
     options: Mapping[str, Any] | None = None,
     priority: int = Priority.NORMAL,
+    retry_of: Run | None = None,
 ) -> list[Run]:
     """Queue a run for every combination of `varied`, all on the same dataset version; all of them or none.
 
@@ -75,7 +77,7 @@ def submit_many(
     """
     found = variations(profile, values or {}, varied)
     orders = [Order(f"{output_name}{one.suffix}", one.profile, one.values, options or {}) for one in found]
-    return _submit(owner, orders, source=Source(dataset, base_model, stack), priority=priority)
+    return _submit(owner, orders, source=Source(dataset, base_model, stack, retry_of), priority=priority)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,15 +316,19 @@ def where_it_goes_on(step: int) -> str:
     return f"It goes on from step {step}." if step else "It starts again from step 0."
 
 
-def retry_run(run: Run, *, actor: User, output_name: str = "", stack: str = "") -> Run:
-    """A new run with the same settings, base model and dataset version, under a name of its own.
+def retry_run(
+    run: Run, *, actor: User, output_name: str = "", stack: str = "", settings: Mapping[str, Any] | None = None
+) -> Run:
+    """A new run with the same base model, dataset version and settings, but for those in `settings`, under a name of
+    its own.
 
     With another `stack`, what that trainer has nothing for is told in the new run's notes.
     """
     trainer = get_stack(stack or run.stack)
     profile = run.profile if trainer.key in GUIDED else ""
     options = run.options if trainer.key == run.stack else {}
-    order = Order(output_name or free_name(run.output_name), profile, run.spec | run.adaptations, options)
+    values = run.spec | run.adaptations | dict(settings or {})
+    order = Order(output_name or free_name(run.output_name), profile, values, options)
     order.notes.extend(lost_options(run, trainer))
     source = Source(run.dataset_version, run.base_model, trainer.key, retry_of=run)
     return _submit(actor, [order], source=source, priority=Priority.NORMAL)[0]

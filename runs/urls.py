@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from runs import config_views, views
+from runs import compare_views, config_views, views
 
 app_name = "runs"
 urlpatterns = [
@@ -17,6 +17,8 @@ urlpatterns = [
     path("<int:run_id>/run-on/", config_views.run_on, name="run_on"),
     path("new/", views.new_run, name="new"),
     path("preview/", views.preview, name="preview"),
+    path("compare/", compare_views.compare, name="compare"),
+    path("compare/choose/", compare_views.choose, name="choose"),
     path("<int:run_id>/", views.show_run, name="detail"),
     path("<int:run_id>/artifacts/", views.show_part, {"part": "artifacts"}, name="artifacts"),
     path("<int:run_id>/samples/", views.show_part, {"part": "samples"}, name="samples"),

@@ -19,6 +19,7 @@ from lorapilot.access import get_editable, get_visible, signed_in
 from lorapilot.errors import UserError
 from lorapilot.services import record
 from runs import files, memory_ladder, selectors, services, waiting
+from runs.cloning import run_form
 from runs.enums import TERMINAL, Priority, Status
 from runs.forms import ESSENTIALS, PriorityForm, RunForm, priority_choices
 from runs.models import Run
@@ -127,8 +128,8 @@ def new_run(request: HttpRequest) -> HttpResponse:
     """The run form, for one run or many. What was typed is kept when it is refused."""
     if request.method == "GET":
         initial = {name: request.GET[name] for name in ("dataset", "base_model") if name in request.GET}
-        return render(request, "runs/new.html", {"form": RunForm(signed_in(request), initial=initial)})
-    form = RunForm(signed_in(request), request.POST)
+        return render(request, "runs/new.html", {"form": run_form(request, initial=initial)})
+    form = run_form(request, request.POST)
     if form.is_valid():
         try:
             runs = _submit(request, form)
@@ -140,7 +141,7 @@ def new_run(request: HttpRequest) -> HttpResponse:
 
 
 def _submit(request: HttpRequest, form: RunForm) -> list[Run]:
-    essentials = {name: form.cleaned_data[name] for name in ESSENTIALS}
+    essentials = {name: form.cleaned_data[name] for name in ESSENTIALS} | {"retry_of": form.origin}
     if varied := form.varied():
         return services.submit_many(
             signed_in(request), varied=varied, values=form.values(), options=form.options(), **essentials
@@ -159,7 +160,7 @@ def _show_submitted(request: HttpRequest, runs: list[Run], *, are_many: bool) ->
 @require_POST
 def preview(request: HttpRequest) -> HttpResponse:
     """What would be trained, while the form is being filled in."""
-    form = RunForm(signed_in(request), request.POST)
+    form = run_form(request, request.POST)
     form.full_clean()
     return render(request, "runs/_preview.html", {"preview": preview_of(form)})
 

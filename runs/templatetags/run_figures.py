@@ -10,6 +10,7 @@ from django import template
 from django.utils import timezone
 
 from runs import selectors
+from runs.enums import Profile
 from runs.models import Attempt, Host, Run
 from runs.stacks import STACKS
 
@@ -127,6 +128,11 @@ def setting(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return str(value) if value not in (None, "") else NONE_YET
+
+
+@register.filter
+def profile_name(key: str) -> str:
+    return Profile(key).label if key in Profile.values else "Own values"
 
 
 @register.filter

@@ -36,6 +36,7 @@ from runs.models import (  # noqa: E402
     RunEvent,
     Sample,
     Slot,
+    ValidationPoint,
 )
 from runs.spec import RunSpec  # noqa: E402
 
@@ -99,6 +100,21 @@ def main() -> None:
     add_metrics(done, until=STEPS)
     add_samples(done, steps=(0, STEPS))
     add_checkpoint(done, step=STEPS, is_final=True)
+    again = run(
+        "sks-face-rank-8", Status.SUCCEEDED, step=STEPS, loss=0.0581, exit_code=0, retry_of=done,
+        spec=RunSpec(
+            resolution=128, steps=STEPS, rank=8, alpha=8, learning_rate=2e-4, validation_share=0.1,
+            sample_prompts=PROMPTS,
+        ).as_values(),
+        started_at=now - timedelta(hours=2), finished_at=now - timedelta(hours=1, minutes=57),
+    )  # fmt: skip
+    add_metrics(again, until=STEPS, seconds=0.55, loss=0.05)
+    again.validations.bulk_create(
+        ValidationPoint(run=again, step=step, attempt=1, loss=0.09 + (step - 160) ** 2 / 1e6)
+        for step in (80, 160, 240, 320)
+    )
+    add_samples(again, steps=(0, 160, STEPS))
+    add_checkpoint(again, step=STEPS, is_final=True)
     failed = run(
         "logo-lora", Status.FAILED, profile="", step=12, loss=0.21, exit_code=3,
         reason="The loss became infinite at step 12. Lower the learning rate (now 0.5), for example to 0.0001.",
@@ -111,7 +127,14 @@ def main() -> None:
         for n in range(6)
     ]
     logs = [[run.pk, str(run.log_path)] for run in watched]
-    ids = {"live": live.pk, "done": done.pk, "failed": failed.pk, "stopped": stopped.pk, "dataset": dataset.pk}
+    ids = {
+        "live": live.pk,
+        "done": done.pk,
+        "again": again.pk,
+        "failed": failed.pk,
+        "stopped": stopped.pk,
+        "dataset": dataset.pk,
+    }
     ids |= {"waits": waits.pk, "base": base.pk, "ordered": ordered} | add_more_hosts(run)
     import_shapes(alice)
     print(json.dumps(ids | {"log": str(live.log_path), "watched": logs}))
@@ -185,7 +208,8 @@ def import_shapes(owner: User) -> None:
     import_files(dataset, files=files)
 
 
-def add_metrics(run: Run, *, until: int) -> None:
+def add_metrics(run: Run, *, until: int, seconds: float = 0.4, loss: float = 0.06) -> None:
+    """Of steps that take so many `seconds`, with a loss that falls to about `loss`."""
     noise = random.Random(1)
     at = timezone.now()
     MetricPoint.objects.bulk_create(
@@ -193,9 +217,9 @@ def add_metrics(run: Run, *, until: int) -> None:
             run=run,
             step=step,
             attempt=1,
-            loss=0.06 + 0.16 * math.exp(-step / 70) + noise.random() * 0.05,
+            loss=loss + 0.16 * math.exp(-step / 70) + noise.random() * 0.05,
             learning_rate=0.004 * (1 + math.cos(math.pi * step / STEPS)) / 2,
-            at=at,
+            at=at + timedelta(seconds=seconds * step),
         )
         for step in range(1, until + 1)
     )

@@ -31,6 +31,7 @@ NOT_YOURS = "Only the owner and staff can change this. Ask the owner, or make a 
 READS = ["detail", "artifacts", "samples", "events", "attempts", "adapted", "status", "download", "sample_file", "log"]
 WRITES = ["stop", "pause", "kill", "resume", "hold", "release", "move", "priority"]
 ASKS = ["delete", "share"]  # GET shows a form
+OF_NO_RUN = ["list", "new", "preview", "choose", "compare"]
 NOW = timezone.now()
 
 
@@ -132,12 +133,12 @@ def browser(alice, client_of):
 
 # --- Who may, and how -------------------------------------------------------------------------------------------------
 def test_every_page_is_tested_here(addresses):
-    assert {pattern.name for pattern in urls.urlpatterns} == {"list", "new", "preview", *addresses}
+    assert {pattern.name for pattern in urls.urlpatterns} == {*OF_NO_RUN, *addresses}
 
 
 def test_pages_ask_visitors_to_sign_in(addresses, client):
     before = everything()
-    for address in (to("list"), to("new"), to("preview"), *addresses.values()):
+    for address in (*map(to, OF_NO_RUN), *addresses.values()):
         for answer in (client.get(address), client.post(address)):
             assert (answer.status_code, answer.url) == (302, f"{reverse('account_login')}?next={address}")
     assert everything() == before
@@ -168,8 +169,9 @@ def test_pages_refuse_the_wrong_method(addresses, browser):
     asked = {name: status(browser.get(address)) for name, address in addresses.items()}
     assert asked == dict.fromkeys(READS + ASKS, 200) | dict.fromkeys([*WRITES, "retry"], 405)
     assert {browser.post(addresses[name]).status_code for name in READS} == {405}
-    assert [browser.post(to("list")).status_code, browser.get(to("preview")).status_code] == [405, 405]
-    every = {to("list"), to("new"), to("preview"), *addresses.values()}
+    assert {browser.post(to(name)).status_code for name in ("list", "choose", "compare")} == {405}
+    assert browser.get(to("preview")).status_code == 405
+    every = {*map(to, OF_NO_RUN), *addresses.values()}
     assert {browser.put(address).status_code for address in every} == {405}
     assert everything() == before
 

@@ -22,8 +22,10 @@ class LossChart {
   }
 
   settings() {
-    const line = { pointRadius: 0, pointHoverRadius: 3, borderJoinStyle: "round", data: [] };
-    const axis = { ticks: { maxRotation: 0, autoSkipPadding: 24, font: { size: 11 } }, border: { display: false } };
+    const line = curveLine();
+    const axis = curveAxis();
+    const options = curveOptions((x) => `Step ${x}`);
+    options.scales.rate = { ...axis, position: "right", display: false, grid: { drawOnChartArea: false }, ticks: { ...axis.ticks, callback: (value) => value.toExponential(1) } };
     return {
       type: "line",
       data: {
@@ -34,22 +36,7 @@ class LossChart {
           { ...line, label: "Learning rate", borderWidth: 1.25, borderDash: [4, 3], yAxisID: "rate", order: 3, hidden: true },
         ],
       },
-      options: {
-        animation: false,
-        parsing: false,
-        normalized: true,
-        maintainAspectRatio: false,
-        interaction: { mode: "index", intersect: false, axis: "x" },
-        scales: {
-          x: { ...axis, type: "linear", bounds: "data", min: 0, ticks: { ...axis.ticks, precision: 0 }, title: { display: true, text: "Step", font: { size: 11 } } },
-          y: { ...axis },
-          rate: { ...axis, position: "right", display: false, grid: { drawOnChartArea: false }, ticks: { ...axis.ticks, callback: (value) => value.toExponential(1) } },
-        },
-        plugins: {
-          legend: { display: false },
-          tooltip: { callbacks: { title: (items) => `Step ${items[0].parsed.x}`, label: (item) => `${item.dataset.label}: ${readable(item.parsed.y)}` } },
-        },
-      },
+      options,
     };
   }
 
@@ -121,26 +108,8 @@ class LossChart {
     loss.borderColor = accent.replace(/^rgb\((.*)\)$/, "rgba($1, 0.3)");
     average.borderColor = average.backgroundColor = accent;
     rate.borderColor = muted;
-    for (const axis of Object.values(this.chart.options.scales)) {
-      axis.ticks.color = muted;
-      axis.grid = { ...axis.grid, color: grid };
-      if (axis.title) axis.title.color = muted;
-    }
+    colourAxes(this.chart, muted, grid);
   }
-}
-
-// Exponential, not drawn to the first value, and aware of gaps: a point `n` steps later counts as `n` steps.
-function movingAverage(points, smoothing) {
-  let sum = 0;
-  let weight = 0;
-  let before = 0;
-  return points.map(({ step, loss }) => {
-    const kept = smoothing ** Math.max(1, step - before);
-    sum = sum * kept + loss * (1 - kept);
-    weight = weight * kept + (1 - kept);
-    before = step;
-    return { x: step, y: sum / weight };
-  });
 }
 
 // Keeps the lowest and the highest loss of each stretch, so that no spike disappears.
@@ -154,10 +123,6 @@ function thinned(points, most) {
     kept.push(...new Set([low, high].sort((a, b) => a.step - b.step)));
   }
   return kept;
-}
-
-function readable(value) {
-  return Math.abs(value) < 0.001 && value !== 0 ? value.toExponential(2) : value.toPrecision(4);
 }
 
 document.addEventListener("DOMContentLoaded", () => {

@@ -5,13 +5,6 @@
 const SLOW = 1; // below one step a second, seconds per step read better
 const QUEUE_LOOK = 10000; // what happens to others in the queue is no news of this run
 
-function duration(seconds) {
-  const whole = Math.max(0, Math.round(seconds));
-  if (whole < 60) return `${whole} s`;
-  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
-  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
-}
-
 function speed(stepsPerSecond) {
   if (!stepsPerSecond) return "–";
   return stepsPerSecond < SLOW ? `${(1 / stepsPerSecond).toFixed(1)} s/step` : `${stepsPerSecond.toFixed(1)} steps/s`;
@@ -47,7 +40,6 @@ class RunPage {
     this.waiting = new Set();
     document.addEventListener("run:status", (event) => this.show(event.detail));
     document.addEventListener("close", () => this.refreshWaiting(), true);
-    document.addEventListener("click", (event) => this.enlarge(event));
     setInterval(() => this.countDown(), 1000);
     setInterval(() => this.lookAtQueue(), QUEUE_LOOK);
   }
@@ -113,19 +105,6 @@ class RunPage {
     const parts = [...this.waiting];
     this.waiting.clear();
     for (const part of parts) setTimeout(() => this.refresh(part));
-  }
-
-  enlarge(event) {
-    const link = event.target.closest("a[data-sample]");
-    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
-    event.preventDefault();
-    const dialog = document.getElementById("sample-dialog");
-    dialog.querySelector("img").src = link.href;
-    dialog.querySelector("img").alt = link.dataset.prompt;
-    dialog.querySelector("[data-sample-title]").textContent = link.dataset.sample;
-    dialog.querySelector("[data-sample-prompt]").textContent = link.dataset.prompt;
-    dialog.querySelector("[data-sample-open]").href = link.href;
-    dialog.showModal();
   }
 }
 
