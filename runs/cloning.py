@@ -6,7 +6,7 @@ dataset as it is now is offered to those who see it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from django import forms
@@ -19,13 +19,16 @@ from lorapilot.access import get_visible, signed_in
 from lorapilot.errors import UserError
 from lorapilot.models import User
 from runs.enums import Priority
-from runs.forms import RunForm
+from runs.forms import OWN, RunForm
 from runs.models import Run
 from runs.planning import plan_run
 from runs.services import free_name
 from runs.spec import DEFAULTS, OPTIONS
+from runs.trainpilot import base_of
 
 EXACT = "version"  # instead of a dataset's key
+
+Typed = QueryDict | Mapping[str, Any]
 
 
 class _VersionFirst(ModelChoiceIterator):  # type: ignore[type-arg]  # generic in the stubs only, as the next
@@ -57,7 +60,7 @@ class PicturesField(forms.ModelChoiceField):  # type: ignore[type-arg]
 class CloneForm(RunForm):
     """The run form, for a run that begins as a copy of `origin`."""
 
-    def __init__(self, user: User, origin: Run, data: QueryDict | None, initial: dict[str, Any]) -> None:
+    def __init__(self, user: User, origin: Run, data: Typed | None, initial: dict[str, Any]) -> None:
         first = initial_of(origin, user) if data is None else {}
         super().__init__(user, data, initial=first | initial)
         self.origin = origin
@@ -68,7 +71,7 @@ class CloneForm(RunForm):
         )
 
 
-def run_form(request: HttpRequest, data: QueryDict | None = None, initial: dict[str, Any] | None = None) -> RunForm:
+def run_form(request: HttpRequest, data: Typed | None = None, initial: dict[str, Any] | None = None) -> RunForm:
     """The form for a new run. `from` in the request names the run that it begins as a copy of; 404 for a stranger's."""
     user = signed_in(request)
     origin = (data or request.GET).get("from")
@@ -88,13 +91,15 @@ def initial_of(origin: Run, user: User) -> dict[str, Any]:
         "profile": origin.profile,
         "priority": Priority.NORMAL if is_high and not user.is_staff else origin.priority,
     }
-    return essentials | {name: _as_typed(value) for name, value in own_values(origin).items()}
+    values, options = own_values(origin, user)
+    typed = values | {f"{OWN}{key}": value for key, value in options.items()}
+    return essentials | {name: as_typed(value) for name, value in typed.items()}
 
 
-def own_values(run: Run) -> dict[str, Any]:
-    """The run's settings that its profile (or the defaults) would not give it now; all of them when that cannot be
-    told, since its base model or trainer is no longer there."""
-    trained = DEFAULTS | run.spec | run.adaptations
+def own_values(run: Run, user: User) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The run's settings, and its trainer's own options, that its profile (or the defaults) would not give `user` now;
+    all of them when that cannot be told, since its base model or trainer is no longer there."""
+    trained = {name: value for name, value in (DEFAULTS | run.spec | run.adaptations).items() if name in OPTIONS}
     try:
         plan = plan_run(
             pictures=run.dataset_version.pictures,
@@ -102,15 +107,19 @@ def own_values(run: Run) -> dict[str, Any]:
             profile=run.profile,
             values={},
             stack=run.stack,
+            base=base_of(user) if run.profile else None,
         )
     except UserError:
-        return {name: trained[name] for name in OPTIONS}
-    given = plan.spec.as_values()
-    return {name: trained[name] for name in OPTIONS if trained[name] != given[name]}
+        return trained, run.options
+    return _changed(trained, plan.spec.as_values()), _changed(run.options, plan.options)
 
 
-def _as_typed(value: Any) -> Any:
+def _changed(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in given or given[name] != value}
+
+
+def as_typed(value: Any) -> str:
     """As a person would fill it into the form's field."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return "\n".join(value) if isinstance(value, list | tuple) else value
+    return "\n".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -21,6 +21,7 @@ from lorapilot.models import User
 from runs import selectors
 from runs.models import Attempt, MetricPoint, Run, Sample, ValidationPoint
 from runs.spec import DEFAULTS, OPTIONS
+from runs.stacks import STACKS
 
 LEAST, MOST = 2, 6
 MOST_CHOICES = 50  # runs that are offered at a time
@@ -71,7 +72,7 @@ class Row:
 
     @property
     def is_list(self) -> bool:
-        return isinstance(self.values[0], list)
+        return any(isinstance(value, list) for value in self.values)
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
@@ -89,11 +90,22 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     settings = [
         Row(name, described.label, [_plain(values[name]) for values in trained]) for name, described in OPTIONS.items()
     ]
-    return facts + settings
+    return facts + settings + _option_rows(runs)
 
 
 def differences(runs: Sequence[Run]) -> list[Row]:
     return [row for row in rows(runs) if row.differs]
+
+
+def _option_rows(runs: Sequence[Run]) -> list[Row]:
+    """The trainers' own options; None for a run that leaves one to its trainer."""
+    labels: dict[str, str] = {}
+    for run in runs:
+        table = STACKS[run.stack].table() if run.stack in STACKS else None
+        for key in run.options:
+            described = table.options.get(key) if table else None
+            labels.setdefault(key, (described.label if described else "") or key)
+    return [Row(f"options.{key}", label, [run.options.get(key) for run in runs]) for key, label in labels.items()]
 
 
 def _plain(value: Any) -> Any:

@@ -9,10 +9,12 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from datasets.selectors import current_files
+from datasets.models import Dataset, DatasetVersion
+from datasets.selectors import current_files, version_files
 from lorapilot.access import get_visible, signed_in
 from lorapilot.errors import UserError
 from runs import services, trainpilot
+from runs.cloning import as_typed, run_form
 from runs.configs import Brought, configuration, configuration_of, read_configuration
 from runs.forms import OWN, RunForm
 from runs.models import Run
@@ -25,14 +27,14 @@ from runs.stacks.base import TrainingPicture
 @require_POST
 def show_options(request: HttpRequest) -> HttpResponse:
     """The chosen trainer's own options, with what was typed into them."""
-    form = RunForm(signed_in(request), request.POST)
+    form = run_form(request, request.POST)
     return render(request, "runs/_options.html", {"form": form})
 
 
 @require_POST
 def write_config(request: HttpRequest) -> HttpResponse:
     """The form as the configuration of its trainer."""
-    form = RunForm(signed_in(request), request.POST)
+    form = run_form(request, request.POST)
     form.full_clean()
     context: dict[str, Any] = {}
     try:
@@ -47,7 +49,8 @@ def _text_of(form: RunForm) -> str:
     if not chosen.get("dataset") or not chosen.get("base_model"):
         raise UserError("Choose a dataset and a base model first.")
     stack = get_stack(chosen.get("stack") or "builtin")
-    pictures = current_files(chosen["dataset"])
+    source: Dataset | DatasetVersion = chosen["dataset"]
+    pictures = version_files(source) if isinstance(source, DatasetVersion) else current_files(source)
     plan = plan_run(
         pictures=pictures,
         base_model=chosen["base_model"],
@@ -76,30 +79,22 @@ def read_config(request: HttpRequest) -> HttpResponse:
     try:
         brought = read_configuration(stack, text)
     except UserError as error:
-        form = RunForm(signed_in(request), request.POST)
+        form = run_form(request, request.POST)
         context = {"form": form, "config": text, "config_error": error.message}
         return render(request, "runs/new.html", context, status=422)
-    form = RunForm(signed_in(request), data=_filled(request, brought))
+    form = run_form(request, _filled(request, brought))
     context = {"form": form, "config": text, "config_notes": brought.notes, "is_imported": True}
     return render(request, "runs/new.html", context)
 
 
 def _filled(request: HttpRequest, brought: Brought) -> dict[str, Any]:
     """What the form would hold: the settings of the configuration instead of those that were typed."""
-    kept = ("dataset", "base_model", "output_name", "stack", "priority")
-    data: dict[str, Any] = {name: request.POST.get(name, "") for name in kept} | {"profile": ""}
+    kept = {"from", "dataset", "base_model", "output_name", "stack", "priority"} & request.POST.keys()
+    data: dict[str, Any] = {name: request.POST[name] for name in kept} | {"profile": ""}
     if brought.base_model is not None:
         data["base_model"] = str(brought.base_model.pk)
-    data |= {name: _as_typed(value) for name, value in brought.values.items() if name in OPTIONS}
-    return data | {f"{OWN}{key}": _as_typed(value) for key, value in brought.options.items()}
-
-
-def _as_typed(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | tuple):
-        return "\n".join(map(str, value))
-    return str(value)
+    data |= {name: as_typed(value) for name, value in brought.values.items() if name in OPTIONS}
+    return data | {f"{OWN}{key}": as_typed(value) for key, value in brought.options.items()}
 
 
 @require_safe

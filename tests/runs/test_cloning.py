@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+
 import pytest
 from django.urls import reverse
 
@@ -10,6 +12,7 @@ from datasets.services import delete_dataset, import_files
 from runs import cloning, services
 from runs.enums import Priority
 from runs.models import Run
+from runs.stacks.kohya import KohyaStack
 from tests.factories import make_base_model, make_dataset, make_run, picture_file
 
 NEW = "/runs/new/"
@@ -22,6 +25,10 @@ def run(workspace, alice, team, handed_out):
     run = make_run(alice, profile="regular", values=values)
     run.groups.add(team)
     return run
+
+
+def page(answer):
+    return html.unescape(answer.content.decode())
 
 
 def filled_in(browser, run, **change):
@@ -40,7 +47,7 @@ def test_form_shows_everything_of_the_run(run, alice, client_of):
         "output_name": "first-2",
         "profile": "regular",
         "priority": 0,
-        "steps": 40,
+        "steps": "40",
         "flip": "false",
     }
     assert (form["sample_prompts"].value(), form["batch_size"].value()) == ("a cat\na dog", None)
@@ -88,6 +95,31 @@ def test_form_submits_many_copies(run, alice, client_of):
     ]
 
 
+def test_trainers_own_options_are_filled_in_and_trained_again(run, alice, client_of, monkeypatch):
+    monkeypatch.setattr("runs.planning.why_unavailable", lambda _: "")
+    monkeypatch.setattr(KohyaStack, "refusal", lambda *_: "")
+    options = {"ip_noise_gamma": 0.1, "color_aug": True, "lr_scheduler_args": ["a=1", "b=2"]}
+    Run.objects.update(stack="kohya", options=options)
+    browser = client_of(alice)
+    sent = filled_in(browser, run)
+    assert [sent["stack"], sent["option-ip_noise_gamma"], sent["option-color_aug"]] == ["kohya", "0.1", "true"]
+    answer = browser.post(NEW, sent)
+    assert answer.status_code == 302, answer.context["form"].errors
+    again = Run.objects.get(output_name="first-2")
+    assert (again.stack, again.options, again.spec) == ("kohya", options, run.spec)
+
+
+def test_configuration_is_written_and_read_for_a_copy(run, alice, client_of):
+    browser = client_of(alice)
+    sent = filled_in(browser, run)
+    written = browser.post("/runs/new/write-config/", sent)
+    config = written.context["config"]
+    assert "network_dim = 48" in config
+    read = browser.post("/runs/new/read-config/", sent | {"config": config.replace("= 48", "= 12", 1)})
+    form = read.context["form"]
+    assert (form.origin, form["dataset"].value(), form["rank"].value()) == (run, "version", "12")
+
+
 def test_preview_is_of_the_exact_pictures(run, alice, client_of):
     import_files(Dataset.objects.get(), files=[("black.png", picture_file("black"))])
     browser = client_of(alice)
@@ -124,12 +156,14 @@ def test_high_priority_is_passed_on_to_staff_only(run, alice, staff):
 
 def test_all_settings_are_its_own_when_the_base_model_is_gone(run):
     run.base_model.architecture = "flux"
-    assert cloning.own_values(run) == run.spec
+    run.options = {"color_aug": True}
+    assert cloning.own_values(run, run.owner) == (run.spec, run.options)
 
 
 def test_adapted_settings_are_copied_as_the_run_trained_with_them(run):
     run.adaptations = {"batch_size": 1, "gradient_accumulation_steps": 4}
-    assert {name: cloning.own_values(run)[name] for name in run.adaptations} == run.adaptations
+    values, _ = cloning.own_values(run, run.owner)
+    assert {name: values[name] for name in run.adaptations} == run.adaptations
 
 
 def test_bad_input_is_refused_and_what_was_typed_is_kept(run, alice, client_of):

@@ -108,6 +108,18 @@ def test_differences_know_pictures_model_trainer_and_what_was_adapted(runs):
     ]  # fmt: skip
 
 
+def test_differences_know_the_trainers_own_options(runs):
+    first, second = runs
+    first.stack = second.stack = "kohya"
+    first.options, second.options = {"ip_noise_gamma": 0.1, "made_up": [1]}, {"ip_noise_gamma": 0.2}
+    labels = comparison.STACKS["kohya"].table().options
+    own = [row for row in comparison.differences(runs) if row.name.startswith("options.")]
+    assert [(row.name, row.label, row.values) for row in own] == [
+        ("options.ip_noise_gamma", labels["ip_noise_gamma"].label, [0.1, 0.2]),
+        ("options.made_up", "made_up", [[1], None]),
+    ]
+
+
 def test_runs_with_the_same_settings_do_not_differ(runs, alice):
     assert comparison.differences([runs[0], make_run(alice, output_name="twin")]) == []
 
