@@ -21,7 +21,7 @@ from django.conf import settings
 
 from lorapilot import workspace
 from lorapilot.errors import Missing
-from models_registry.enums import Architecture
+from models_registry.enums import Architecture, Role
 from models_registry.recognition import PICKLES
 
 Kind = Literal["hf_file", "hf_repo", "url"]
@@ -122,7 +122,9 @@ class Entry:
 
     @property
     def role_title(self) -> str:
-        return self.role.replace("_", " ").capitalize()
+        if self.role == "pipeline":
+            return "Diffusers folder"
+        return str(Role(self.role).label) if self.role else ""
 
     @property
     def licence_address(self) -> str:

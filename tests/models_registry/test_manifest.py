@@ -16,7 +16,11 @@ def test_line_with_every_column():
     )
     assert (entry.name, entry.kind, entry.subdir, entry.include) == ("flux1-dev", "hf_file", "diffusion_models", ())
     assert (entry.repository, entry.repository_path) == ("black-forest-labs/FLUX.1-dev", "flux1-dev.safetensors")
-    assert (entry.expected_size_bytes, entry.licence, entry.is_gated) == (23802932552, "flux-1-dev-non-commercial", True)
+    assert (entry.expected_size_bytes, entry.licence, entry.is_gated) == (
+        23802932552,
+        "flux-1-dev-non-commercial",
+        True,
+    )
     assert (entry.architecture, entry.stacks, entry.role) == ("flux", ("kohya", "builtin"), "transformer")
     assert (entry.family, entry.category, entry.is_registrable) == ("FLUX.1", "diffusion_models", True)
     assert entry.target() == "diffusion_models/flux1-dev.safetensors"

@@ -50,18 +50,25 @@ def test_pages_refuse_the_wrong_method(stocked, client_of, staff, method, addres
 
 def test_page_for_staff(stocked, client_of, staff):
     page = text(client_of(staff).get(PAGE))
-    for words in ("checkpoints/base.safetensors", "1.5\xa0KB", "openrail++", "built-in, Kohya", "https://huggingface.co/a/b"):
+    for words in (
+        "checkpoints/base.safetensors",
+        "1.5\xa0KB",
+        "openrail++",
+        "built-in, Kohya",
+        "https://huggingface.co/a/b",
+    ):
         assert words in page
     assert f'action="{PAGE}base/pull/"' in page
     assert f'action="{PAGE}locked/pull/"' not in page
-    assert "Accept its licence at" in page
+    assert 'Accept its <a href="https://huggingface.co/g/b" rel="noreferrer">licence</a>' in page
     assert "Only staff can pull models" not in page
 
 
 def test_page_for_others_explains_and_offers_nothing(stocked, client_of, charlie):
     page = text(client_of(charlie).get(PAGE))
     assert "Only staff can pull models. Ask whoever runs this installation." in page
-    assert "<form method=\"post\" action=\"/models/" not in page
+    assert "set that token" not in page
+    assert '<form method="post" action="/models/' not in page
 
 
 def test_page_offers_a_gated_model_to_who_has_a_token(stocked, client_of, staff):
@@ -161,7 +168,8 @@ def test_pages_of_an_unknown_model(stocked, client_of, staff, name):
 
 # --- API --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("method", "address"), [("get", API), ("get", f"{API}base/pull/"), ("post", f"{API}base/pull/"), ("delete", f"{API}base/pull/")]
+    ("method", "address"),
+    [("get", API), ("get", f"{API}base/pull/"), ("post", f"{API}base/pull/"), ("delete", f"{API}base/pull/")],
 )
 def test_api_refuses_who_is_not_signed_in(stocked, client, db, method, address):
     assert getattr(client, method)(address).status_code == 401

@@ -110,14 +110,19 @@ def test_pull_of_an_address_without_a_size_is_refused(stocked, staff, manifest_o
 
 @pytest.mark.parametrize(
     ("path", "reason"),
-    [("../../evil.safetensors", "no safe name"), ("a\\b.safetensors", "no safe name"), ("/x.safetensors", "no safe name")],
+    [
+        ("../../evil.safetensors", "has no file"),
+        ("a/../../b.safetensors", "no safe name"),
+        ("a\\b.safetensors", "no safe name"),
+        ("/x.safetensors", "no safe name"),
+    ],
 )
 def test_names_from_the_hub_stay_in_the_folder(stocked, models, staff, path, reason):
     stocked.files["a/folder"] = {path: BODY}
     job = run(pulls.start_pull(staff, "folder"))
     assert job.status == JobStatus.FAILED
-    assert reason in job.message or "has no file that matches" in job.message
-    assert [path for path in models.parent.rglob("*.safetensors")] == []
+    assert reason in job.message
+    assert list(models.parent.rglob("*.safetensors")) == []
 
 
 def test_pull_does_not_leave_the_models_folder_through_a_link(stocked, models, staff, tmp_path):
@@ -137,7 +142,9 @@ def test_pull_of_what_the_hub_has_no_more(stocked, staff):
     assert (status.state, status.error) == ("error", "127.0.0.1 has no such file or repository.")
 
 
-@pytest.mark.parametrize("answer", ["[]", '{"siblings": [{}]}', '{"siblings": [{"rfilename": "split/one.safetensors"}]}', "<"])
+@pytest.mark.parametrize(
+    "answer", ["[]", '{"siblings": [{}]}', '{"siblings": [{"rfilename": "split/one.safetensors"}]}', "<"]
+)
 def test_pull_from_something_that_is_no_hub(stocked, staff, monkeypatch, answer):
     from tests.models_registry.hub import Handler
 
@@ -148,7 +155,7 @@ def test_pull_from_something_that_is_no_hub(stocked, staff, monkeypatch, answer)
 
 def test_pull_needs_space_above_the_floor(stocked, models, staff, settings):
     settings.DISK_FLOOR_BYTES = 10**18
-    with pytest.raises(UserError, match="not enough space on the disk: 1.9\xa0MB are missing, and 0\xa0bytes are free"):
+    with pytest.raises(UserError, match="not enough space on the disk: 1\\.9\xa0MB are missing"):
         pulls.start_pull(staff, "one")
     assert Pull.objects.count() == 0
     settings.DISK_FLOOR_BYTES = 0
@@ -286,10 +293,10 @@ def test_gated_model_is_explained_before_the_start(stocked, staff):
 def test_gated_model_with_a_token_that_has_not_accepted(stocked, staff):
     set_secret(staff, name="huggingface", value="hf_other")
     job = run(pulls.start_pull(staff, "gated"))
-    assert (job.status, job.message) == (
-        JobStatus.FAILED,
+    assert job.status == JobStatus.FAILED
+    assert job.message == (
         "gated is gated. Accept its licence at https://huggingface.co/g/b with the account of your token, then pull it "
-        "again.",
+        "again."
     )
 
 
@@ -298,7 +305,9 @@ def test_gated_model_with_its_token(stocked, models, staff):
     set_secret(staff, name="huggingface", value="hf_good")
     assert run(pulls.start_pull(staff, "gated")).status == JobStatus.SUCCEEDED
     assert (models / "checkpoints" / "one.safetensors").read_bytes() == BODY
-    assert {headers.get("Authorization") for server, _, headers in stocked.asked if server == "hub"} == {"Bearer hf_good"}
+    assert {headers.get("Authorization") for server, _, headers in stocked.asked if server == "hub"} == {
+        "Bearer hf_good"
+    }
     assert {headers.get("Authorization") for server, _, headers in stocked.asked if server == "storage"} == {None}
     assert "hf_good" not in str(list(Job.objects.values())) + str(list(AuditEntry.objects.values()))
 
