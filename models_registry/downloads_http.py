@@ -265,7 +265,11 @@ class Client:
 
     def _size(self, url: str) -> int:
         with self._ask(url, {}) as response:  # GET: presigned addresses of storages know no HEAD
-            length = _length(response)
+            length, is_page = _length(response), response.headers.get_content_type() == "text/html"
+        if is_page:  # a sign-in page: Civitai sends there who has no token
+            raise Denied(
+                f"{urlsplit(url).hostname} sends a page instead of the file: it wants a token that may have it."
+            )
         if length is None:
             raise UserError(f"{urlsplit(url).hostname} does not say how large the file is, so it is not pulled.")
         return length

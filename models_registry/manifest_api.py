@@ -18,7 +18,7 @@ from models_registry import manifest, pulls
 class ManifestRowSerializer(serializers.Serializer[Any]):
     name = serializers.CharField()
     kind = serializers.ChoiceField(choices=manifest.KINDS)
-    source = serializers.CharField()
+    source = serializers.CharField()  # type: ignore[assignment]  # REST framework's fields have one of their own
     subdir = serializers.CharField(help_text="Of the models folder.")
     include = serializers.CharField(help_text="Patterns of a repository's files, or the name that a file gets.")
     expected_size_bytes = serializers.IntegerField(allow_null=True, help_text="About; null: unknown.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def status_of(name: str, pull: Pull | None) -> PullStatus:
     return PullStatus(name, state, percent, job.message, job.message if state == "error" else "")
 
 
-STATES = {JobStatus.SUCCEEDED: "done", JobStatus.FAILED: "error", JobStatus.CANCELLED: "idle"}
+STATES: dict[str, str] = {JobStatus.SUCCEEDED: "done", JobStatus.FAILED: "error", JobStatus.CANCELLED: "idle"}
 
 
 def target_of(entry: Entry, pull: Pull | None) -> str:
@@ -123,7 +124,7 @@ def _copied_bytes(entry: Entry, folder: Path) -> int | None:
     wanted = entry.include or ("*",)
     if not files or any(path.endswith(".part") for path in files):
         return None
-    is_whole = all(any(manifest.fnmatchcase(path, pattern) for path in files) for pattern in wanted)
+    is_whole = all(any(fnmatchcase(path, pattern) for path in files) for pattern in wanted)
     return sum(files.values()) if is_whole else None
 
 

@@ -116,6 +116,8 @@ class Handler(BaseHTTPRequestHandler):
         if begin:
             self.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
         self.send_header("ETag", etag)
+        if "type" in fault:
+            self.send_header("Content-Type", fault["type"])
         if fault.get("closes"):
             self.send_header("Connection", "close")
         if fault.get("length") != "unknown":

@@ -108,6 +108,14 @@ def test_pull_of_an_address_without_a_size_is_refused(stocked, staff, manifest_o
     assert (job.status, "does not say how large" in job.message) == (JobStatus.FAILED, True)
 
 
+def test_pull_of_an_address_that_leads_to_a_sign_in_page_is_refused(stocked, models, staff, manifest_of):
+    manifest_of(f"url|url|http://{stocked.storage_host}/a/b/split/one.safetensors|loras|mine.safetensors")
+    stocked.faults["split/one.safetensors"] = [{"body": b"<html>Sign in", "type": "text/html; charset=utf-8"}]
+    job = run(pulls.start_pull(staff, "url"))
+    assert (job.status, "sends a page instead of the file" in job.message) == (JobStatus.FAILED, True)
+    assert list(models.rglob("*.safetensors")) == []
+
+
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
