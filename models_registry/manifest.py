@@ -21,7 +21,7 @@ from django.conf import settings
 
 from lorapilot import workspace
 from lorapilot.errors import Missing
-from models_registry.enums import Architecture, Role
+from models_registry.enums import ATTACHABLE, Architecture, describe_role
 from models_registry.recognition import PICKLES
 
 Kind = Literal["hf_file", "hf_repo", "url"]
@@ -29,7 +29,7 @@ KINDS = ("hf_file", "hf_repo", "url")
 STACKS = {"builtin": "built-in", "kohya": "Kohya", "ai_toolkit": "AI Toolkit", "diffusion_pipe": "diffusion-pipe"}
 # What a base model can be registered from; the other roles are parts that trainers need beside it.
 REGISTRABLE = ("checkpoint", "transformer", "unet", "pipeline")
-ROLES = (*REGISTRABLE, "vae", "text_encoder", "tokenizer", "other")
+ROLES = (*REGISTRABLE, *ATTACHABLE, "text_encoder", "tokenizer", "other")
 COLUMNS = ("name", "kind", "source", "subdir", "include", "size", "licence", "gated", "architecture", "stacks", "role")
 MOST_BYTES = 16 * 1024**2  # of a manifest
 
@@ -40,19 +40,6 @@ UNITS |= {"kib": 1024, "mib": 1024**2, "gib": 1024**3, "tib": 1024**4}
 ARCHITECTURE = re.compile(r"[a-z0-9_]{0,30}")
 SHA256 = re.compile(r"sha256=([0-9a-f]{64})")
 PICKLE_REASON = "a pickle file can run any program when it is opened; take the .safetensors version"
-# Families that the registry does not recognise yet have their title from here.
-TITLES = {
-    "chroma": "Chroma",
-    "hidream": "HiDream",
-    "hunyuan_image": "HunyuanImage 2.1",
-    "hunyuan_video": "HunyuanVideo",
-    "ltx_video": "LTX-Video",
-    "lumina2": "Lumina Image 2.0",
-    "qwen_image": "Qwen-Image",
-    "wan21": "Wan 2.1",
-    "wan22": "Wan 2.2",
-    "z_image": "Z-Image",
-}
 
 
 class WrongLine(ValueError):
@@ -114,7 +101,7 @@ class Entry:
         """The architecture as people call it."""
         if self.architecture in Architecture.values:
             return str(Architecture(self.architecture).label)
-        return TITLES.get(self.architecture, self.architecture)
+        return self.architecture
 
     @property
     def stack_titles(self) -> list[str]:
@@ -124,7 +111,7 @@ class Entry:
     def role_title(self) -> str:
         if self.role == "pipeline":
             return "Diffusers folder"
-        return str(Role(self.role).label) if self.role else ""
+        return describe_role(self.role) if self.role else ""
 
     @property
     def licence_address(self) -> str:

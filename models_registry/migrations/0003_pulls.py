@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     dependencies = [
         ("lorapilot", "0002_secrets"),
-        ("models_registry", "0001_initial"),
+        ("models_registry", "0002_architectures_and_parts"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
