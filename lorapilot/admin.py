@@ -17,7 +17,7 @@ from django.http import HttpRequest
 from lorapilot import jobs
 from lorapilot.access import signed_in
 from lorapilot.accounts import find_person
-from lorapilot.models import JOB_ENDED, ApiToken, AuditEntry, Job, SocketTicket, User
+from lorapilot.models import JOB_ENDED, ApiToken, AuditEntry, Job, Secret, SocketTicket, User
 from lorapilot.services import revoke_token
 
 M = TypeVar("M", bound=models.Model)
@@ -86,6 +86,17 @@ class ApiTokenAdmin(ServiceOwnedAdmin[ApiToken]):
 
     def delete_model(self, request: HttpRequest, obj: ApiToken) -> None:
         revoke_token(obj, actor=signed_in(request), request=request)
+
+
+@admin.register(Secret)
+class SecretAdmin(ServiceOwnedAdmin[Secret]):
+    """That there is a key, never the key: not even its ciphertext."""
+
+    is_deletable = True
+    list_display = ("owner", "name", "updated_at")
+    list_filter = ("name",)
+    list_select_related = ("owner",)
+    fields = ("owner", "name", "updated_at")
 
 
 @admin.register(Job)

@@ -1,4 +1,4 @@
-"""The core's endpoints: who am I, tokens, socket tickets, jobs; and the schema with its page."""
+"""The core's endpoints: who am I, tokens, keys of other services, socket tickets, jobs; the schema with its page."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ from lorapilot import jobs, services
 from lorapilot.access import signed_in
 from lorapilot.accounts import find_person
 from lorapilot.errors import Conflict, NotAllowed
-from lorapilot.models import ApiToken, Job, User
-from lorapilot.selectors import get_token, tokens_of
+from lorapilot.models import ApiToken, Job, Secret, User
+from lorapilot.selectors import get_token, secrets_of, tokens_of
 from lorapilot.serializers import (
     IssuedTokenSerializer,
     JobSerializer,
     MeSerializer,
+    NewSecretSerializer,
     NewTokenSerializer,
+    SecretSerializer,
     TicketSerializer,
     TokenSerializer,
 )
@@ -106,6 +108,33 @@ class TokenView(APIView):
     def delete(self, request: Request, token_key: str) -> Response:
         user = signed_in(request)
         services.revoke_token(get_token(user, token_key), actor=user, request=request)
+        return Response(status=HTTPStatus.NO_CONTENT)
+
+
+class SecretListView(generics.ListAPIView[Secret]):
+    queryset = Secret.objects.none()  # as above
+    serializer_class = SecretSerializer
+    pagination_class = None
+
+    def get_queryset(self) -> QuerySet[Secret]:
+        return secrets_of(signed_in(self.request))
+
+    @extend_schema(summary="Which keys of other services I have set")
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        return super().get(request, *args, **kwargs)
+
+
+class SecretView(APIView):
+    @extend_schema(summary="Set a key of another service", request=NewSecretSerializer, responses=SecretSerializer)
+    def put(self, request: Request, name: str) -> Response:
+        new = NewSecretSerializer(data=request.data)
+        new.is_valid(raise_exception=True)
+        secret = services.set_secret(signed_in(request), name=name, request=request, **new.validated_data)
+        return Response(SecretSerializer(secret).data)
+
+    @extend_schema(summary="Delete a key of another service", responses={204: None})
+    def delete(self, request: Request, name: str) -> Response:
+        services.delete_secret(signed_in(request), name=name, request=request)
         return Response(status=HTTPStatus.NO_CONTENT)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from django import forms
 from django.conf import settings
 
-from lorapilot.models import TokenScope
-from lorapilot.services import TOKEN_DAYS_AT_MOST
+from lorapilot.models import SecretName, TokenScope
+from lorapilot.services import SECRET_CHARACTERS_AT_MOST, TOKEN_DAYS_AT_MOST
 
 
 class TokenForm(forms.Form):
@@ -21,4 +21,14 @@ class TokenForm(forms.Form):
         label="Valid for (days)",
         widget=forms.NumberInput(attrs={"min": 1, "max": TOKEN_DAYS_AT_MOST}),
         help_text=f"1 to {TOKEN_DAYS_AT_MOST}.",
+    )
+
+
+class SecretForm(forms.Form):
+    name = forms.ChoiceField(choices=SecretName.choices, label="Service")
+    value = forms.CharField(
+        max_length=SECRET_CHARACTERS_AT_MOST,
+        label="Key",
+        widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
+        help_text="Kept encrypted, and never shown again.",
     )

@@ -36,6 +36,11 @@ class JobCancelled(Exception):
     """Raised inside the work by `Progress` once somebody asked to cancel."""
 
 
+class JobPostponed(Exception):
+    """Raised by work that cannot go on yet: it is handed out again in half a minute. The message says what it waits
+    for."""
+
+
 def job(function: Work) -> Work:
     """Marks a function `work(progress, **arguments) -> result` as one that a Job may name."""
     function.is_job = True  # type: ignore[attr-defined]  # the mark itself
@@ -98,6 +103,9 @@ def run_job(job_id: str) -> None:
         if not getattr(work, "is_job", False):
             raise ValueError(f"{row.kind} is not a job.")  # noqa: TRY301 told like every other fault of ours
         result = work(Progress(row.pk, lease), **row.arguments)
+    except JobPostponed as postponed:
+        later = {"status": JobStatus.QUEUED, "lease": None, "heartbeat_at": timezone.now(), "message": str(postponed)}
+        Job.objects.filter(pk=row.pk, lease=lease).update(**later)
     except JobCancelled:
         _end(row, lease, JobStatus.CANCELLED, message="Cancelled.")
     except UserError as error:
@@ -134,4 +142,14 @@ def visible_jobs(user: User) -> QuerySet[Job]:
     return Job.objects.all() if user.is_staff else Job.objects.filter(owner=user)
 
 
-__all__ = ["JOB_ENDED", "JobCancelled", "Progress", "cancel", "enqueue", "job", "restart_silent_jobs", "run_job"]
+__all__ = [
+    "JOB_ENDED",
+    "JobCancelled",
+    "JobPostponed",
+    "Progress",
+    "cancel",
+    "enqueue",
+    "job",
+    "restart_silent_jobs",
+    "run_job",
+]

@@ -1,4 +1,4 @@
-"""People, their API tokens and socket tickets, background jobs, and the audit trail."""
+"""People, their API tokens, secrets and socket tickets, background jobs, and the audit trail."""
 
 from __future__ import annotations
 
@@ -44,6 +44,33 @@ class ApiToken(AbstractAuthToken, models.Model):  # Model again, since knox has 
 
     def __str__(self) -> str:
         return f"{self.name} ({self.token_key}…)"
+
+
+class SecretName(models.TextChoices):
+    """The services whose keys a person may leave here."""
+
+    HUGGINGFACE = "huggingface", "Hugging Face"
+    CIVITAI = "civitai", "Civitai"
+    WANDB = "wandb", "Weights & Biases"
+
+
+class Secret(models.Model):
+    """A person's key of another service. Encrypted, and never shown again: see lorapilot/vault.py."""
+
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
+    name = models.CharField(max_length=20, choices=SecretName.choices)
+    value = models.TextField(help_text="Encrypted with a key that is derived from SECRET_KEY.")
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering: ClassVar = ["name"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["owner", "name"], name="secret_once_per_owner"),
+            models.CheckConstraint(name="secret_name_valid", condition=Q(name__in=SecretName.values)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_name_display()} of {self.owner}"
 
 
 class SocketTicket(models.Model):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from django.db.models import QuerySet
 from django.http import Http404
 
-from lorapilot.models import ApiToken, User
+from lorapilot import vault
+from lorapilot.models import ApiToken, Secret, User
 
 
 def tokens_of(user: User) -> QuerySet[ApiToken]:
@@ -19,3 +20,15 @@ def get_token(user: User, token_key: str) -> ApiToken:
     if found is None:
         raise Http404
     return found
+
+
+def secrets_of(user: User) -> QuerySet[Secret]:
+    """Which keys of other services the user has set, and when."""
+    return Secret.objects.filter(owner=user)
+
+
+def reveal_secret(user: User | None, name: str) -> str:
+    """The user's key of another service, for a process that works for them; empty when none is set or it can no
+    longer be read. Never for a page or an answer of the API."""
+    found = Secret.objects.filter(owner=user, name=name).first() if user else None
+    return (vault.decrypt(found.value) or "") if found else ""

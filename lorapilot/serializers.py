@@ -8,8 +8,8 @@ from django.utils import timezone
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from lorapilot.models import ApiToken, Job, TokenScope, User
-from lorapilot.services import TOKEN_DAYS_AT_MOST
+from lorapilot.models import ApiToken, Job, Secret, TokenScope, User
+from lorapilot.services import SECRET_CHARACTERS_AT_MOST, TOKEN_DAYS_AT_MOST
 
 
 class TokenSerializer(serializers.ModelSerializer[ApiToken]):
@@ -80,6 +80,19 @@ class MeSerializer(serializers.ModelSerializer[User]):
         """The token of this request; null in a browser's session."""
         token = self.context["request"].auth
         return dict(UsedTokenSerializer(token).data) if isinstance(token, ApiToken) else None
+
+
+class SecretSerializer(serializers.ModelSerializer[Secret]):
+    """That a key is set, and since when; never the key."""
+
+    class Meta:
+        model = Secret
+        fields: ClassVar = ["name", "updated_at"]
+        read_only_fields = fields
+
+
+class NewSecretSerializer(serializers.Serializer[Any]):
+    value = serializers.CharField(max_length=SECRET_CHARACTERS_AT_MOST, write_only=True)
 
 
 class JobSerializer(serializers.ModelSerializer[Job]):

@@ -1,4 +1,4 @@
-"""What the core writes: API tokens, socket tickets, and the audit trail."""
+"""What the core writes: API tokens, secrets, socket tickets, and the audit trail."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from django.utils import timezone
 from knox.models import get_digest_token
 from knox.settings import CONSTANTS
 
-from lorapilot.errors import Conflict, UserError
-from lorapilot.models import ApiToken, AuditEntry, SocketTicket, TokenScope, User
+from lorapilot import vault
+from lorapilot.errors import Conflict, Missing, UserError
+from lorapilot.models import ApiToken, AuditEntry, Secret, SecretName, SocketTicket, TokenScope, User
 
 FIRST_ADMIN = "admin"
 TOKEN_DAYS_AT_MOST = 365
 TOKENS_AT_MOST = 50  # of one person
+SECRET_CHARACTERS_AT_MOST = 500
 TICKET_LIFETIME = timedelta(seconds=30)
 
 
@@ -88,6 +90,41 @@ def revoke_token(token: ApiToken, *, actor: User, request: HttpRequest | None = 
     """From now on the token opens nothing."""
     record(actor, "token revoked", f"{token} of {token.user}", request)
     token.delete()
+
+
+# --- Keys of other services -------------------------------------------------------------------------------------------
+@transaction.atomic
+def set_secret(user: User, *, name: str, value: str, request: HttpRequest | None = None) -> Secret:
+    """Keep `user`'s key of another service, in place of the one that was there. Nobody is shown it again.
+
+    Raises Missing (no such service), UserError (not a key).
+    """
+    _require_secret_name(name)
+    value = value.strip()
+    if not value:
+        raise UserError("Enter the key.", field="value")
+    if len(value) > SECRET_CHARACTERS_AT_MOST or not value.isascii() or not value.isprintable() or " " in value:
+        raise UserError(
+            "This is not a key: it has spaces, characters that keys do not have, or is too long.", field="value"
+        )
+    secret, _ = Secret.objects.update_or_create(owner=user, name=name, defaults={"value": vault.encrypt(value)})
+    record(user, "key of another service set", secret.get_name_display(), request)
+    return secret
+
+
+@transaction.atomic
+def delete_secret(user: User, *, name: str, request: HttpRequest | None = None) -> None:
+    """Forget the key. Raises Missing when there is none."""
+    _require_secret_name(name)
+    deleted, _ = Secret.objects.filter(owner=user, name=name).delete()
+    if not deleted:
+        raise Missing("You have set no key of this service.")
+    record(user, "key of another service deleted", SecretName(name).label, request)
+
+
+def _require_secret_name(name: str) -> None:
+    if name not in SecretName.values:
+        raise Missing(f"Keys are kept of these services: {', '.join(SecretName.values)}.")
 
 
 # --- Socket tickets ---------------------------------------------------------------------------------------------------

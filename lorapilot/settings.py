@@ -62,6 +62,18 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY_BYTES
 DATA_UPLOAD_MAX_NUMBER_FILES = 500
 FILE_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024**2
 
+# --- Models from the network ------------------------------------------------------------------------------------------
+MODELS_MANIFEST = env.path("MODELS_MANIFEST", BASE_DIR / "models_registry" / "data" / "models.manifest")
+HF_ENDPOINT = env.text("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+# Civitai hands downloads on to its storage: one bucket of Cloudflare, and b2.civitai.com.
+DOWNLOAD_HOSTS = env.words(
+    "DOWNLOAD_HOSTS",
+    "huggingface.co,*.huggingface.co,hf.co,*.hf.co,civitai.com,*.civitai.com,"
+    "civitai-delivery-worker-prod.5ac0637cfd0766c97916cefa3764fbdf.r2.cloudflarestorage.com",
+)
+# `host:port` of mirrors on the operator's own network: the only ones with plain HTTP or a private address.
+DOWNLOAD_LOCAL_HOSTS = env.words("DOWNLOAD_LOCAL_HOSTS")
+
 # --- Parts ------------------------------------------------------------------------------------------------------------
 INSTALLED_APPS = [
     "lorapilot.apps.LoraPilotConfig",
@@ -173,8 +185,9 @@ Q_CLUSTER: dict[str, Any] = {
     "queue_limit": 1,
     "save_limit": -1,
     "ALT_CLUSTERS": {
-        # Hashing, imports, thumbnails: a day's lease, so that a long job is not started twice.
-        "io": {"workers": 2, "timeout": 86_000, "retry": 86_400, "queue_limit": 1, "save_limit": -1, "max_attempts": 1},
+        # Hashing, imports, thumbnails, pulls: a day's lease, so that a long job is not started twice. Two of the
+        # workers may be pulling models for hours (models_registry/pulls.py); one is left for the rest.
+        "io": {"workers": 3, "timeout": 86_000, "retry": 86_400, "queue_limit": 1, "save_limit": -1, "max_attempts": 1},
     },
 }
 

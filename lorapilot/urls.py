@@ -28,6 +28,8 @@ urlpatterns = [
     path("account/", views.account, name="account"),
     path("account/tokens/", views.create_token, name="create_token"),
     path("account/tokens/<slug:token_key>/revoke/", views.revoke_token, name="revoke_token"),
+    path("account/secrets/", views.set_secret, name="set_secret"),
+    path("account/secrets/<slug:name>/delete/", views.delete_secret, name="delete_secret"),
     path("accounts/", include(accounts)),
     path("api/v1/", include("lorapilot.api_urls")),
     path("api/v1/", include("datasets.api_urls")),

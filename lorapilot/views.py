@@ -1,4 +1,5 @@
-"""Pages of the core: the account with its API tokens, error pages, and whether this process is healthy."""
+"""Pages of the core: the account with its API tokens and keys of other services, error pages, and whether this
+process is healthy."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ from django.views.decorators.http import require_POST, require_safe
 from lorapilot import services
 from lorapilot.access import signed_in
 from lorapilot.errors import UserError
-from lorapilot.forms import TokenForm
-from lorapilot.models import ApiToken
-from lorapilot.selectors import get_token, tokens_of
+from lorapilot.forms import SecretForm, TokenForm
+from lorapilot.models import ApiToken, SecretName
+from lorapilot.selectors import get_token, secrets_of, tokens_of
 
 
 @require_safe
@@ -52,10 +53,32 @@ def revoke_token(request: HttpRequest, token_key: str) -> HttpResponse:
     return redirect("account")
 
 
+@require_POST
+def set_secret(request: HttpRequest) -> HttpResponse:
+    form = SecretForm(request.POST, auto_id="id_secret_%s")
+    if form.is_valid():
+        try:
+            secret = services.set_secret(signed_in(request), request=request, **form.cleaned_data)
+        except UserError as error:
+            form.add_error(error.field or None, error.message)
+        else:
+            messages.success(request, f"Your key of {secret.get_name_display()} is set.")
+            return redirect("account")
+    return _account_page(request, TokenForm(), secret_form=form, status=HTTPStatus.BAD_REQUEST)
+
+
+@require_POST
+def delete_secret(request: HttpRequest, name: str) -> HttpResponse:
+    services.delete_secret(signed_in(request), name=name, request=request)
+    messages.success(request, f"Your key of {SecretName(name).label} is deleted.")
+    return redirect("account")
+
+
 def _account_page(
     request: HttpRequest,
     form: TokenForm,
     *,
+    secret_form: SecretForm | None = None,
     created: ApiToken | None = None,
     token: str = "",
     status: int = HTTPStatus.OK,
@@ -66,6 +89,8 @@ def _account_page(
         "created": created,
         "token": token,
         "tokens": tokens_of(user),
+        "secret_form": secret_form or SecretForm(auto_id="id_secret_%s"),
+        "secrets": secrets_of(user),
         "now": timezone.now(),
         "groups": user.groups.order_by("name"),
     }

@@ -10,7 +10,7 @@ from lorapilot.access import signed_in
 from lorapilot.admin import ServiceOwnedAdmin
 from lorapilot.errors import UserError
 from models_registry import services
-from models_registry.models import BaseModel, ModelComponent
+from models_registry.models import BaseModel, ModelComponent, Pull
 
 
 class ModelComponentInline(admin.TabularInline[ModelComponent, BaseModel]):
@@ -52,3 +52,10 @@ class ModelComponentAdmin(ServiceOwnedAdmin[ModelComponent]):
     list_filter = ("role", "is_attached")
     list_select_related = ("base_model",)
     search_fields = ("path", "sha256")
+
+
+@admin.register(Pull)
+class PullAdmin(ServiceOwnedAdmin[Pull]):
+    list_display = ("name", "subdir", "requested_by", "job", "updated_at")
+    list_select_related = ("requested_by", "job")
+    search_fields = ("name",)

@@ -95,3 +95,28 @@ class ModelComponent(models.Model):
 
     def __str__(self) -> str:
         return self.path
+
+
+class Pull(models.Model):
+    """The last pull of a model of the manifest: where it went, who asked, and the job that does it."""
+
+    name = models.CharField(max_length=100, unique=True, help_text="In the manifest.")
+    subdir = models.CharField(max_length=400, blank=True, help_text="Instead of the manifest's folder.")
+    requested_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    job = models.ForeignKey(Job, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
+    files = models.JSONField(
+        default=list, help_text="[path in the models folder, bytes] of each; empty until it is done."
+    )
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering: ClassVar = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def is_active(self) -> bool:
+        return self.job is not None and self.job.status not in JOB_ENDED

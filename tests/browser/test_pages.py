@@ -23,7 +23,7 @@ OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElemen
 PATHS = [
     "/runs/", "/runs/new/", "/runs/{live}/", "/runs/{done}/", "/runs/{failed}/", "/runs/{stopped}/delete/",
     "/runs/{live}/share/", "/datasets/", "/datasets/new/", "/datasets/{dataset}/", "/models/", "/models/{base}/",
-    "/account/", "/accounts/password/change/", "/accounts/logout/", "/runs/{stopping}/", "/runs/{out}/",
+    "/models/get/", "/account/", "/accounts/password/change/", "/accounts/logout/", "/runs/{stopping}/", "/runs/{out}/",
     "/runs/{unheard}/", "/hosts/", "/hosts/{silent}/declare-dead/",
 ]  # fmt: skip
 SCREENS = [(1280, 900, "light"), (1280, 900, "dark"), (375, 740, "light"), (375, 740, "dark")]

@@ -45,7 +45,7 @@ def test_page_has_the_same_queries_for_any_number_of_tokens(client_of, alice, ro
     for n in range(rows):
         services.create_token(alice, name=f"token {n}")
     browser = client_of(alice)
-    with django_assert_num_queries(4):
+    with django_assert_num_queries(5):
         browser.get(ACCOUNT)
 
 

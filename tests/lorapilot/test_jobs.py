@@ -34,6 +34,11 @@ def crash(progress):
 
 
 @jobs.job
+def postpone(progress):
+    raise jobs.JobPostponed("Waits for the others.")
+
+
+@jobs.job
 def wait(progress):
     calls.append(threading.get_ident())
     started.set()
@@ -80,6 +85,18 @@ def test_run_job_hides_our_own_faults(alice, caplog):
     assert row.status == JobStatus.FAILED
     assert row.message == "Something went wrong on our side. The server's log has the details."
     assert "secret detail" in caplog.text
+
+
+def test_run_job_that_is_postponed_comes_back(alice):
+    row = _row(postpone, alice)
+    jobs.run_job(str(row.pk))
+    row.refresh_from_db()
+    assert (row.status, row.message, row.lease) == (JobStatus.QUEUED, "Waits for the others.", None)
+    assert jobs.restart_silent_jobs() == 0
+    long_ago = timezone.now() - timedelta(minutes=1)
+    Job.objects.update(created_at=long_ago, heartbeat_at=long_ago)
+    assert jobs.restart_silent_jobs() == 1
+    assert OrmQ.objects.get().task["args"] == (str(row.pk),)
 
 
 @pytest.mark.parametrize("kind", [f"{__name__}.not_a_job", "os.getcwd", "no.such.module"])

@@ -99,3 +99,30 @@ def edit_json():
         path.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
 
     return edit
+
+
+@pytest.fixture
+def hub(models, settings, monkeypatch):
+    """A hub and its storage on this machine, which pulls may ask; nobody waits before another try."""
+    from models_registry import downloads_http
+    from tests.models_registry.hub import running_hub
+
+    monkeypatch.setattr(downloads_http, "PAUSES", (0,) * 5)
+    with running_hub() as hub:
+        settings.HF_ENDPOINT = hub.address
+        settings.DOWNLOAD_LOCAL_HOSTS = [hub.host, hub.storage_host]
+        yield hub
+
+
+@pytest.fixture
+def manifest_of(settings, tmp_path):
+    """manifest_of("a line", …): the installation's manifest has these lines."""
+    path = tmp_path / "models.manifest"
+    settings.MODELS_MANIFEST = path
+
+    def write(*lines):
+        path.write_text("".join(f"{line}\n" for line in lines))
+        return path
+
+    write()
+    return write

@@ -11,7 +11,7 @@ import pytest
 
 from tests.serving.conftest import wait_until
 
-CLUSTER_SIZE = {"worker": 7, "io": 6}  # main process, sentinel, pusher, monitor, and 3 or 2 workers
+CLUSTER_SIZE = {"worker": 7, "io": 7}  # main process, sentinel, pusher, monitor, and 3 workers
 ENDS_WITHIN = 15.0
 
 
