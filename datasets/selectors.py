@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.contrib.auth.models import Group
-from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Count, OuterRef, Q, QuerySet, Subquery, Sum
 from django.shortcuts import get_object_or_404
 
 from datasets.models import Dataset, DatasetVersion, Picture, Upload
@@ -69,6 +69,23 @@ def version_files(version: DatasetVersion) -> list[dict[str, Any]]:
 def current_files(dataset: Dataset) -> list[dict[str, Any]]:
     """The same of a dataset as it is now."""
     return [_file(picture) for picture in pictures_of(dataset).values("sha256", "extension", "caption", "repeats")]
+
+
+def script_rows(user: User) -> list[dict[str, Any]]:
+    """For scripts: the user's datasets, named as Kohya's tools name folders (`<repeats>_<name>`). `path` names it in
+    other calls; there is no folder."""
+    found = visible_datasets(user).annotate(size_bytes=Sum("pictures__bytes", default=0))
+    return [
+        {
+            "name": f"1_{dataset.name}",
+            "display": dataset.name,
+            "images": dataset.picture_count,
+            "size_bytes": dataset.size_bytes,
+            "has_tags": dataset.missing_count < dataset.picture_count,
+            "path": f"datasets/1_{dataset.name}",
+        }
+        for dataset in found
+    ]
 
 
 def _file(picture: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ urlpatterns = [
     path("api/v1/", include("datasets.api_urls")),
     path("api/v1/", include("models_registry.api_urls")),
     path("api/v1/", include("runs.api_urls")),
+    path("", include("runs.scripts_urls")),
     path("admin/", admin.site.urls),
     path("healthz/", views.healthz, name="healthz"),
 ]

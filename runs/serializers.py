@@ -337,7 +337,7 @@ class OptionSerializer(serializers.Serializer[Any]):
     least = serializers.FloatField(allow_null=True)
     most = serializers.FloatField(allow_null=True)
     above = serializers.FloatField(allow_null=True)
-    default = serializers.JSONField(allow_null=True)  # type: ignore[assignment]  # as label
+    default = serializers.JSONField(allow_null=True)
     architectures = serializers.ListField(child=serializers.CharField(), help_text="Empty: all of the trainer's.")
     closed = serializers.CharField()
 

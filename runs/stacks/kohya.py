@@ -554,7 +554,8 @@ class _Console:
         reading = self.reading
         step = self.step if own_step else 0
         folder = _output(reading.attempt_folder) / "sample"
-        for path in sorted(folder.glob(f"{reading.name}_{own_step:06d}_*.png")):
+        count = f"{own_step:06d}" if own_step else "e000000"  # those before the first step bear the epoch
+        for path in sorted(folder.glob(f"{reading.name}_{count}_*.png")):
             index = int(path.name.removeprefix(f"{reading.name}_").split("_")[1])
             if index >= len(reading.spec.sample_prompts):
                 continue

@@ -51,7 +51,8 @@ def sample(steps):
     folder.mkdir(parents=True, exist_ok=True)
     for index, prompt in enumerate(json.loads(Path(config["sample_prompts"]).read_text())):
         say(f"prompt: {prompt['prompt']}")
-        file = f"{name}_{steps:06d}_{index:02d}_20261127000000_{prompt['seed']}.png"
+        count = f"{steps:06d}" if steps else "e000000"
+        file = f"{name}_{count}_{index:02d}_20261127000000_{prompt['seed']}.png"
         (folder / file).write_bytes(b"\x89PNG")
 
 

@@ -1,0 +1,72 @@
+"""Which model files a configuration names, whether they are here, and what would bring the missing ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lorapilot import workspace
+from models_registry import manifest
+from models_registry.selectors import find_by_path
+from runs.stacks.importing import read_toml, without_sections
+
+KINDS = {"pretrained_model_name_or_path": "checkpoint", "vae": "vae"}
+# A repository on the Hugging Face hub, which the trainer would get itself: `owner/name`.
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One file that a configuration names. `exists` is None for an id on the hub: nobody looked there."""
+
+    kind: str
+    key: str
+    value: str
+    is_local_path: bool
+    exists: bool | None
+    model_name: str  # of the manifest's entry that would bring it
+    reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_configuration(text: str) -> list[Item]:
+    """The model files of a configuration in sd-scripts' keys. Raises UserError for one that cannot be read."""
+    return check_keys(without_sections(read_toml(text)))
+
+
+def check_keys(keys: Mapping[str, Any]) -> list[Item]:
+    return [_item(kind, key, str(keys[key])) for key, kind in KINDS.items() if keys.get(key)]
+
+
+def _item(kind: str, key: str, value: str) -> Item:
+    if HUB_ID.fullmatch(value) and not value.lower().endswith(FILE_ENDINGS):
+        here = find_by_path(value) is not None
+        reason = "" if here else f"{value} is a Hugging Face id. Runs stay off the network: register the model first."
+        return Item(kind, key, value, here, True if here else None, "", reason)
+    if _exists(value):
+        return Item(kind, key, value, True, True, "", "")
+    entry = manifest.entry_for_file(value)
+    remedy = f"Pull {entry.name} on the Models page: it brings {Path(value).name}." if entry else "Put the file there."
+    return Item(
+        kind,
+        key,
+        value,
+        True,
+        False,
+        entry.name if entry else "",
+        f"There is no {value} in the models folder. {remedy}",
+    )
+
+
+def _exists(value: str) -> bool:
+    """Inside the models folder; what lies elsewhere cannot be trained on."""
+    try:
+        return workspace.inside(workspace.models(), value).exists()
+    except ValueError:
+        return False
