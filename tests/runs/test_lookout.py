@@ -8,9 +8,11 @@ from datetime import timedelta
 
 import psutil
 import pytest
+from django.db import OperationalError
 from django.utils import timezone
 
 from lorapilot import children
+from lorapilot.management import platform
 from runs import device_history, lookout, vitals
 from runs.models import Device, DeviceSample, Host
 from runs.stacks.installation import TRAINERS, Installation
@@ -146,6 +148,23 @@ def test_host_stores_its_processes_and_trainers(nvml, gpus, quick_look):
         TRAINERS, 1.0
     )
     assert (DeviceSample.objects.count(), quick_look) == (2, [True])
+
+
+def test_lookout_outlives_what_goes_wrong_and_says_it_once(db, monkeypatch, caplog):
+    errors = iter([OperationalError("away"), ValueError("odd"), ValueError("odd"), None, ValueError("odd")])
+
+    def look_around(processes):
+        if error := next(errors):
+            raise error
+
+    monkeypatch.setattr(lookout, "look_around", look_around)
+    monkeypatch.setattr(platform.connections, "close_all", lambda: None)
+    watch = platform.Lookout()
+    said = []
+    for _ in range(5):
+        watch._look()
+        said.append(len([record for record in caplog.records if record.levelname == "ERROR"]))
+    assert said == [0, 1, 1, 1, 2]
 
 
 def test_running_children_are_told_by_what_they_run(tmp_path):
