@@ -28,8 +28,8 @@ from lorapilot import database, workspace
 from lorapilot.jobs import CLUSTER as IO_CLUSTER
 from lorapilot.models import User
 from runs import device_history, disk, selectors
-from runs.enums import PartState
-from runs.models import DeviceSample, Host, Run, Slot
+from runs.enums import DeviceKind, PartState
+from runs.models import Device, DeviceSample, Host, Run, Slot
 from runs.stacks.installation import TRAINERS, Installation, Problem
 
 LATE_SECONDS = 60  # a slice takes 20, and a worker is free almost always
@@ -276,14 +276,14 @@ HOST_STATES = {
 HOST_SUMMARIES = {
     "online": "It trains.",
     "draining": "In maintenance: it takes no more runs.",
-    "lost": "Nothing is heard of it.",
+    "lost": "It is silent.",
     "dead": "Declared dead.",
 }
 
 
 def _host_part(host: Host, samples: Mapping[int, DeviceSample]) -> Part:
     condition = host.condition
-    heard = _duration((timezone.now() - host.heartbeat_at).total_seconds()) if host.heartbeat_at else ""
+    heard = f"Last heard of {_ago(host.heartbeat_at.timestamp())}." if host.heartbeat_at else "Never heard of."
     state = HOST_STATES[condition]
     problems = []
     if condition == "lost":
@@ -293,7 +293,7 @@ def _host_part(host: Host, samples: Mapping[int, DeviceSample]) -> Part:
     if condition in ("online", "draining") and running is not None and host.name not in running:
         state = PartState.DOWN
         problems = [Problem("Its worker process is gone; it is started again. Its log says why it ended.")]
-    devices = [Detail(device.name, _busyness(samples.get(device.pk))) for device in host.devices.all()]
+    devices = [Detail(_device_label(device), _busyness(samples.get(device.pk))) for device in host.devices.all()]
     processes = [
         Detail("Process", f"{name}, started {_ago(since)}", is_internal=True) for name, since in (running or {}).items()
     ]
@@ -302,17 +302,21 @@ def _host_part(host: Host, samples: Mapping[int, DeviceSample]) -> Part:
         display=host.name,
         group=HOSTS,
         state=state,
-        summary=f"{HOST_SUMMARIES[condition]} {f'Heard of {heard} ago.' if heard else 'Never heard of.'}",
+        summary=f"{HOST_SUMMARIES[condition]} {heard}",
         details=[*devices, *processes],
         problems=problems,
     )
+
+
+def _device_label(device: Device) -> str:
+    return device.name if device.kind == DeviceKind.CPU else f"GPU {device.index}, {device.name}"
 
 
 def _running(host: Host) -> dict[str, float] | None:
     """Names of its processes and since when; None when it has not told lately."""
     told = host.processes
     is_current = abs(time.time() - told.get("at", 0)) < REPORT_SECONDS
-    return dict(told["running"]) if is_current else None
+    return dict(told.get("running", {})) if is_current else None
 
 
 def _busyness(sample: DeviceSample | None) -> str:

@@ -291,7 +291,7 @@ class DrainSerializer(serializers.Serializer[Any]):
 
 # --- Parts of the installation ----------------------------------------------------------------------------------------
 class PartDetailSerializer(serializers.Serializer[Any]):
-    label = serializers.CharField()
+    label = serializers.CharField()  # type: ignore[assignment]  # a field, not the serializer's own label
     value = serializers.CharField()
 
 

@@ -18,6 +18,9 @@ os.environ.update(
 )
 for name in ("DATABASE_URL", "REDIS_URL", "DEBUG", "ALLOWED_HOSTS", "SIGNUP_OPEN"):
     os.environ.pop(name, None)
+for trainer in ("KOHYA", "AI_TOOLKIT", "DIFFUSION_PIPE"):
+    os.environ.pop(f"{trainer}_HOME", None)
+    os.environ.pop(f"{trainer}_PYTHON", None)
 
 
 def pytest_unconfigure(config):

@@ -198,6 +198,7 @@ class Lookout(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="lookout", daemon=True)
+        self._trouble = ""
 
     def run(self) -> None:
         time.sleep(FIRST_LOOK_SECONDS)
@@ -212,8 +213,12 @@ class Lookout(threading.Thread):
             look_around(children.running_children(os.getpid()))
         except DatabaseAway:
             log.debug("the lookout found no database", exc_info=True)
-        except Exception:
-            log.exception("the lookout failed")
+        except Exception as error:
+            if repr(error) != self._trouble:
+                log.exception("the lookout failed")
+            self._trouble = repr(error)
+        else:
+            self._trouble = ""
         finally:
             connections.close_all()
 

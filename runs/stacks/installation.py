@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -163,7 +163,10 @@ class Installation:
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any]) -> Self:
-        return cls(**{**kept, "problems": [Problem(**problem) for problem in kept.get("problems", [])]})
+        """As `as_json` wrote it; what another version of LoRA Pilot has stored beside that is passed by."""
+        known = {one.name for one in fields(cls)}
+        values = {name: value for name, value in kept.items() if name in known}
+        return cls(**{**values, "problems": [Problem(**problem) for problem in kept.get("problems", [])]})
 
 
 # --- What a stack asks ------------------------------------------------------------------------------------------------

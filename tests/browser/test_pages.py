@@ -25,6 +25,7 @@ PATHS = [
     "/runs/{live}/share/", "/datasets/", "/datasets/new/", "/datasets/{dataset}/", "/models/", "/models/{base}/",
     "/models/get/", "/account/", "/accounts/password/change/", "/accounts/logout/", "/runs/{stopping}/", "/runs/{out}/",
     "/runs/{unheard}/", "/hosts/", "/hosts/{silent}/declare-dead/",
+    "/services/",
 ]  # fmt: skip
 SCREENS = [(1280, 900, "light"), (1280, 900, "dark"), (375, 740, "light"), (375, 740, "dark")]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 from argparse import ArgumentParser
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ INDENT = " " * 11
 
 class Command(BaseCommand):
     help = "Look at every part of the installation and at this machine's trainers. Exit code 1: something is down."
-    requires_system_checks: Sequence[str] = ()  # it also has to work when something is wrong
+    requires_system_checks: tuple[str, ...] = ()  # it also has to work when something is wrong
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="For programs: a list of parts.")

@@ -1,8 +1,9 @@
-// How busy each device was: one chart a device, utilisation and memory in percent. Read again every half minute, which
-// is how often hosts measure; a host that was silent leaves a gap.
+// The services page. How busy each device was: one chart a device, utilisation and memory in percent. Read again every
+// half minute, which is how often hosts measure; a host that was silent leaves a gap.
 "use strict";
 
 const EVERY = 30_000; // milliseconds
+const STEPS = { 1: 600, 6: 3600, 24: 4 * 3600 }; // seconds between two times on the axis, by hours shown
 const COLUMNS = { at: 0, utilisation: 1, memory: 2, temperature: 3, power: 4 };
 
 class DeviceChart {
@@ -41,6 +42,7 @@ class DeviceChart {
     const now = Date.now() / 1000;
     this.chart.options.scales.x.min = now - hours * 3600;
     this.chart.options.scales.x.max = now;
+    this.chart.options.scales.x.ticks.stepSize = STEPS[hours];
     this.describe(points.at(-1), share);
     this.colour();
     this.chart.update("none");
@@ -89,7 +91,7 @@ function settings() {
       maintainAspectRatio: false,
       interaction: { mode: "index", intersect: false, axis: "x" },
       scales: {
-        x: { ...axis, type: "linear", ticks: { ...axis.ticks, callback: clock } },
+        x: { ...axis, type: "linear", ticks: { ...axis.ticks, includeBounds: false, callback: clock } },
         y: { ...axis, min: 0, max: 100, ticks: { ...axis.ticks, stepSize: 25, callback: (value) => `${value} %` } },
       },
       plugins: {
@@ -141,4 +143,10 @@ document.addEventListener("DOMContentLoaded", () => {
   document.addEventListener("visibilitychange", () => document.hidden || read());
   setInterval(() => document.hidden || read(), EVERY);
   read();
+});
+
+// Whoever marks a command to copy it keeps it: the list is not replaced meanwhile.
+document.addEventListener("htmx:beforeRequest", (event) => {
+  const selection = getSelection();
+  if (event.target.id === "services" && !selection.isCollapsed && event.target.contains(selection.anchorNode)) event.preventDefault();
 });
