@@ -77,7 +77,15 @@ class Family:
 
 CLIP_L = "openai_clip-vit-large-patch14"
 CLIP_G = "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k"
-T5 = "google_t5-v1_1-xxl"
+T5, GEMMA = "google_t5-v1_1-xxl", "google_gemma-2-2b"
+QWEN, BYT5 = "Qwen_Qwen2.5-VL-7B-Instruct", "google_byt5-small"
+# What brings those that we cannot make ourselves: entries of the models manifest.
+TOKENIZER_ENTRIES = {
+    T5: "tokenizer-t5-xxl",
+    GEMMA: "tokenizer-gemma2",
+    QWEN: "tokenizer-qwen25-vl",
+    BYT5: "tokenizer-byt5-small",
+}
 FLOW = {"model_prediction_type": "raw"}
 FAMILIES: dict[str, Family] = {
     "sd15": Family("train_network.py", "networks.lora", {}, {"vae": "vae"}, (CLIP_L,), {}, caches_text_encoders=False),
@@ -105,13 +113,13 @@ FAMILIES: dict[str, Family] = {
         trains_text_encoders=False,
     ),
     "lumina2": Family(
-        "lumina_train_network.py", "networks.lora_lumina", {"llm": "gemma2", "vae": "ae"}, {}, ("google_gemma-2-2b",),
+        "lumina_train_network.py", "networks.lora_lumina", {"llm": "gemma2", "vae": "ae"}, {}, (GEMMA,),
         FLOW | {"timestep_sampling": "nextdit_shift", "discrete_flow_shift": 6.0},
         trains_text_encoders=False,
     ),
     "hunyuan_image": Family(
         "hunyuan_image_train_network.py", "networks.lora_hunyuan_image",
-        {"llm": "text_encoder", "byt5": "byt5", "vae": "vae"}, {}, (),
+        {"llm": "text_encoder", "byt5": "byt5", "vae": "vae"}, {}, (QWEN, BYT5),
         FLOW | {"timestep_sampling": "sigma", "discrete_flow_shift": 5.0},
         trains_text_encoders=False,
     ),
@@ -153,10 +161,8 @@ class KohyaStack:
             )
         absent = [name for name in family.tokenizers if not _has_tokenizer(name)]
         if absent:
-            return (
-                f"{self.name} needs the tokenizer {' and '.join(absent)} in the folder tokenizers of the models: "
-                f"`models pull {absent[0]}` gets it."
-            )
+            entries = " and ".join(TOKENIZER_ENTRIES[name] for name in absent)
+            return f"{self.name} needs more files for {model.name}: get {entries} under “Get models”."
         return ""
 
     def check_spec(self, spec: RunSpec, options: Mapping[str, Any]) -> None:
@@ -201,15 +207,17 @@ class KohyaStack:
             **tokenizer_files(_tokenizers()),
             **captions,
         }
+        hub_files, hub_links = _hub(job)
         home, python = program_of("kohya")
         argv = [str(python), *_launcher(len(job.device_uuids)), str(home / FAMILIES[job.architecture].script)]
         environment = trainer_environment(job, workspace.cache())
         return LaunchPlan(
-            files=files,
-            links=links,
+            files=files | hub_files,
+            links={**links, **hub_links},
             config=config,
             argv=[*argv, "--config_file", str(config)],
-            env=environment | {"COLUMNS": "300", "TOKENIZERS_PARALLELISM": "false"},
+            env=environment
+            | {"COLUMNS": "300", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_CACHE": str(_hub_cache(job))},
             cwd=home,
             # No signal makes it save: the first one is only the kinder end.
             stop=[StopStep("SIGINT", 10), StopStep("SIGTERM", 5), StopStep("SIGKILL", 5)],
@@ -306,7 +314,7 @@ def _ours(job: TrainingJob, family: Family, dataset: Path, prompts: Path) -> dic
         "seed": (spec.seed + job.start_step) % 2**32,
         "logging_dir": str(job.folder / "tensorboard"),
         "log_with": "tensorboard",
-        "tokenizer_cache_dir": str(_tokenizers()),
+        "tokenizer_cache_dir": str(_hub_cache(job) if GEMMA in family.tokenizers else _tokenizers()),
         "console_log_simple": True,
         "caption_extension": ".txt",
     }
@@ -433,6 +441,30 @@ def _tokenizers() -> Path:
     return workspace.models() / "tokenizers"
 
 
+# These it looks for in a cache as the hub's own client makes it, where `refs/main` names the snapshot.
+OF_THE_HUB = {
+    GEMMA: "models--google--gemma-2-2b",
+    BYT5: "models--google--byt5-small",
+    QWEN: "models--Qwen--Qwen2.5-VL-7B-Instruct",
+}
+COMMIT = "local"
+
+
+def _hub_cache(job: TrainingJob) -> Path:
+    return job.attempt_folder / "hub"
+
+
+def _hub(job: TrainingJob) -> tuple[dict[Path, str], dict[Path, Path]]:
+    """Files and links of that cache."""
+    files, links = {}, {}
+    for name in OF_THE_HUB.keys() & set(FAMILIES[job.architecture].tokenizers):
+        folder = _hub_cache(job) / OF_THE_HUB[name]
+        files[folder / "refs" / "main"] = COMMIT
+        kept = sorted((_tokenizers() / name).glob("*.*"))
+        links |= {folder / "snapshots" / COMMIT / path.name: path for path in kept}
+    return files, links
+
+
 def _has_tokenizer(name: str) -> bool:
     return name in {CLIP_L, CLIP_G, "stabilityai_stable-diffusion-2"} or (_tokenizers() / name).is_dir()
 
@@ -535,7 +567,8 @@ class _Console:
             source.unlink(missing_ok=True)  # it came with a state; the user wants the last one only
             return
         name = printed.name if is_final else f"{reading.name}-step{self.step:08d}.safetensors"
-        facts = {**reading.provenance, "lorapilot_step": str(self.step)}
+        steps = {"ss_steps": str(self.step), "ss_max_train_steps": str(reading.spec.steps)}  # its own begin at a resume
+        facts = {**reading.provenance, **steps}
         collected = collect(source, reading.folder / name, facts)
         if collected is None:
             yield Noted(f"{printed.name} was announced, but is no complete file.")
