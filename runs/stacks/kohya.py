@@ -456,7 +456,8 @@ def _hub_cache(job: TrainingJob) -> Path:
 
 def _hub(job: TrainingJob) -> tuple[dict[Path, str], dict[Path, Path]]:
     """Files and links of that cache."""
-    files, links = {}, {}
+    files: dict[Path, str] = {}
+    links: dict[Path, Path] = {}
     for name in OF_THE_HUB.keys() & set(FAMILIES[job.architecture].tokenizers):
         folder = _hub_cache(job) / OF_THE_HUB[name]
         files[folder / "refs" / "main"] = COMMIT
