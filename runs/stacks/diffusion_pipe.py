@@ -164,7 +164,7 @@ class DiffusionPipeStack:
             env=trainer_environment(job, workspace.cache()) | quiet,
             cwd=home,
             stop=_stop_plan(job),
-            not_expressed=self.not_expressed(job.spec, job.architecture),
+            not_expressed=[*self.not_expressed(job.spec, job.architecture), *_resume_notes(job)],
         )
 
     def report(self, reading: Reading) -> Path:
@@ -331,7 +331,8 @@ def _repeats(job: TrainingJob, table: Mapping[str, Any], folders: int) -> float:
     shapes = len(table.get("ar_buckets", ())) or table["num_ar_buckets"] if table["enable_ar_bucket"] else 1
     buckets = min(shapes * len({1, *table.get("frame_buckets", ())}), len(job.pictures))
     spare = buckets * (1 + math.ceil(folders / update)) + 1
-    return (spec.steps + spare) * update / pictures / table.get("subsample_ratio", 1.0)
+    share: float = table.get("subsample_ratio", 1.0)
+    return (spec.steps + spare) * update / pictures / share
 
 
 # --- The process ------------------------------------------------------------------------------------------------------
@@ -363,7 +364,13 @@ def _flags(job: TrainingJob) -> list[str]:
     flags = [f"--{name}" for name in FLAGS if job.options.get(name)]
     if job.resume_state is not None:
         flags += ["--resume_from_checkpoint", job.resume_state.parent.name]
+        flags += ["--reset_optimizer"] if _has_another_optimizer(job) else []
     return flags
+
+
+def _has_another_optimizer(job: TrainingJob) -> bool:
+    """The state is of another one, as when memory ran out: its memory cannot be loaded."""
+    return job.resume_state is not None and _optimizer_of(job.resume_state) not in {"", job.spec.optimizer}
 
 
 def _stop_plan(job: TrainingJob) -> list[StopStep]:
@@ -374,6 +381,12 @@ def _stop_plan(job: TrainingJob) -> list[StopStep]:
         StopStep("SIGTERM", 15),
         StopStep("SIGKILL", 5),
     ]
+
+
+def _resume_notes(job: TrainingJob) -> list[str]:
+    if not _has_another_optimizer(job):
+        return []
+    return ["With another optimizer Diffusion Pipe begins the schedule of the learning rate anew."]
 
 
 def _clear_leftovers(job: TrainingJob, state: Path) -> None:
@@ -522,10 +535,18 @@ def _latest(run: Path) -> str:
 def _new_states(reading: Reading) -> Iterator[Observation]:
     found = [(state, step) for state, step in _states(reading.folder) if not (state / WHOLE).is_file()]
     for state, step in found:
-        (state / WHOLE).write_text(json.dumps({"step": step}))
+        (state / WHOLE).write_text(json.dumps({"step": step, "optimizer": reading.spec.optimizer}))
         yield StateSaved(state.relative_to(reading.folder).as_posix(), step)
     if found:
         _drop_old_states(reading.folder)
+
+
+def _optimizer_of(state: Path) -> str:
+    """As the RunSpec calls it; empty when that was not written down."""
+    try:
+        return str(json.loads((state / WHOLE).read_text())["optimizer"])
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 def _drop_old_states(folder: Path) -> None:

@@ -371,6 +371,16 @@ def test_resume_goes_on_from_the_state_and_clears_what_is_in_the_way(workspace, 
     assert list((run / "step20").iterdir()) == []
 
 
+@pytest.mark.parametrize(("optimizer", "flags"), [("AdamW", []), ("AdamW8bit", ["--reset_optimizer"])])
+def test_state_of_another_optimizer_is_loaded_without_it(workspace, home, optimizer, flags):
+    folder = workspace / "outputs" / "cat"
+    state = put_state(folder / "diffusion-pipe" / "20260820_10-00-00", 10)
+    STACK.measure(reading_of(folder))
+    plan = STACK.compile(job_of(workspace, values={"optimizer": optimizer}, resume_state=state, start_step=10))
+    assert plan.argv[plan.argv.index("20260820_10-00-00") + 1 :] == flags
+    assert len(plan.not_expressed) == len(flags)
+
+
 def test_state_of_elsewhere_is_refused(workspace, home, tmp_path):
     state = put_state(tmp_path / "other" / "20260820_10-00-00", 10)
     with pytest.raises(UserError, match="no state of this run"):
