@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from lorapilot.errors import UserError
+from runs.stacks.ai_toolkit import AiToolkitStack
 from runs.stacks.base import Stack
 from runs.stacks.builtin import BuiltinStack
 from runs.stacks.kohya import KohyaStack
 
-STACKS: dict[str, Stack] = {stack.key: stack for stack in (BuiltinStack(), KohyaStack())}
+STACKS: dict[str, Stack] = {stack.key: stack for stack in (BuiltinStack(), KohyaStack(), AiToolkitStack())}
 
 
 def get_stack(key: str) -> Stack:
