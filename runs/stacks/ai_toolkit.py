@@ -200,6 +200,7 @@ class AiToolkitStack:
         if home is None or python is None:
             raise UserError(self.check())
         _check_name(job.name)
+        _check_parts(job)
         _ready(job)
         folders, links, captions = staged_folders(job)
         config = job.attempt_folder / f"{job.name}.yaml"
@@ -309,6 +310,14 @@ def _check_name(name: str) -> None:
         raise UserError(
             f"AI Toolkit writes {taken} into the run's folder and would take it for a checkpoint of {name!r}. "
             "Start the run under another name."
+        )
+
+
+def _check_parts(job: TrainingJob) -> None:
+    if (model := job.parts.get("llm")) and model.is_file():
+        raise UserError(
+            f"AI Toolkit reads language models from a folder with their tokenizer, and {model.name} is a single file: "
+            "attach the folder on the model's page."
         )
 
 
@@ -591,9 +600,9 @@ class _Console:
     def _progress(self, bar: re.Match[str]) -> Iterator[Observation]:
         count, total = int(bar[2]), max(self.reading.spec.steps, int(bar[2]))
         self.seen = count
-        if bar[9] is None:
+        if bar[9] is None and bar[6] == "?":
             yield from self._begin(count, total)
-        elif not self.has_losses and count > self.step:
+        elif bar[9] and not self.has_losses and count > self.step:
             self.step = count
             rate = None if bar[6] == "?" else float(bar[6])
             speed = (1 / rate if bar[7] == "s/it" else rate) if rate else None

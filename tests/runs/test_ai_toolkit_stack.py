@@ -364,6 +364,12 @@ def test_vae_in_a_single_file_is_said_to_be_left_out(workspace, installed, tmp_p
     assert "vae_path" not in process_of(plan)["model"]
 
 
+def test_language_model_in_a_single_file_is_refused(workspace, installed, tmp_path):
+    (tmp_path / "llama.safetensors").touch()
+    with pytest.raises(UserError, match="from a folder with their tokenizer, and llama.safetensors is a single file"):
+        STACK.compile(job_of(tmp_path / "cat", "hidream", parts={"llm": tmp_path / "llama.safetensors"}))
+
+
 # --- States -----------------------------------------------------------------------------------------------------------
 def test_newest_state_is_that_of_the_last_whole_save(tmp_path):
     folder = tmp_path / "cat"
@@ -489,6 +495,11 @@ def test_resume_says_where_it_really_goes_on(tmp_path, expected, notes):
     found, consumed = STACK.parse(chunk, reading_of(tmp_path / "cat", spec=RunSpec(steps=40), start_step=expected))
     assert (of(Started, found), consumed) == ([Started(11, 40)], len(chunk))
     assert [note.message for note in of(Noted, found)] == notes
+
+
+def test_bar_of_a_step_that_was_skipped_is_no_start(tmp_path):
+    chunk = b"\rcat:   2%|#     | 1/40 [00:05<03:00,  5.00s/it]\r"
+    assert STACK.parse(chunk, reading_of(tmp_path / "cat", spec=RunSpec(steps=40))) == ([], len(chunk))
 
 
 def test_optimizer_that_cannot_be_read_is_noted(tmp_path):
