@@ -821,7 +821,9 @@ def worker(workspace, alice, installed, handed_out, monkeypatch, db):
     monkeypatch.setattr(follow, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(follow, "ROW_SECONDS", 0.05)
     monkeypatch.setattr(endings, "PAUSES", (0,) * 5)
-    make_slot()
+    host = make_slot().host
+    host.trainers = {"ai_toolkit": {"home": str(installed), "python_version": "3.11.7"}}
+    host.save()
 
     class Worker:
         def start(self, behaviour, **values):
