@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from lorapilot.errors import UserError
+from runs.stacks.ai_toolkit import AiToolkitStack
 from runs.stacks.base import Stack
 from runs.stacks.builtin import BuiltinStack
 from runs.stacks.diffusion_pipe import DiffusionPipeStack
 from runs.stacks.kohya import KohyaStack
 
-STACKS: dict[str, Stack] = {stack.key: stack for stack in (BuiltinStack(), KohyaStack(), DiffusionPipeStack())}
+STACKS: dict[str, Stack] = {
+    stack.key: stack for stack in (BuiltinStack(), KohyaStack(), AiToolkitStack(), DiffusionPipeStack())
+}
 
 
 def get_stack(key: str) -> Stack:

@@ -62,12 +62,13 @@ class StopStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchPlan:
-    """Files to write (absolute path → text), files to link (absolute path → where it lies), the process to start.
+    """Files to write (absolute path → text or bytes), files to link (absolute path → where it lies), the process to
+    start.
 
     `config`: which of the files a person would call the run's configuration.
     """
 
-    files: Mapping[Path, str]
+    files: Mapping[Path, str | bytes]
     links: Mapping[Path, Path] = field(default_factory=dict)
     config: Path | None = None
     argv: Sequence[str]

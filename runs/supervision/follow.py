@@ -330,9 +330,9 @@ def _refusal(error: Exception) -> Outcome:
 
 
 def _write_files(plan: LaunchPlan, folder: Path) -> None:
-    for path, text in plan.files.items():
+    for path, content in plan.files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
     for target, source in plan.links.items():
         _link(workspace.inside(folder, target.relative_to(folder)), source)
 
