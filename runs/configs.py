@@ -81,7 +81,7 @@ def configuration(
     )
     if plan.config is None:
         raise UserError(f"{stack.name} has no configuration that could be shown.")
-    return Configuration(stack, plan.config.name, plan.files[plan.config], list(plan.not_expressed))
+    return Configuration(stack, plan.config.name, str(plan.files[plan.config]), list(plan.not_expressed))
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,10 +44,14 @@ def make_base_model():
     return register_base_model(path="pilot-tiny", name="pilot-tiny")
 
 
-def make_slot(host_name="testhost", *, name="cpu"):
+def make_slot(host_name="testhost", *, name="cpu", trainers=()):
+    """`trainers`: keys of those that the host has told of."""
     from runs.models import Device, Host, Slot
 
     host, _ = Host.objects.get_or_create(name=host_name, defaults={"heartbeat_at": timezone.now()})
+    if trainers:
+        host.trainers = {key: {"home": f"/{key}", "python_version": "3.11.7"} for key in trainers}
+        host.save()
     slot = Slot.objects.create(host=host, name=name)
     Device.objects.create(host=host, slot=slot, kind="cpu", uuid=name, name="CPU")
     return slot

@@ -61,7 +61,7 @@ from runs.stacks.base import (
 )
 from runs.stacks.collecting import digest_of
 from runs.stacks.console import LAST_BYTES, Failure, failure, judge, log_pieces, pieces
-from runs.stacks.installation import home_of, installation_error, python_of
+from runs.stacks.installation import installation_error, program_of
 from runs.stacks.staging import staged_folders
 
 
@@ -194,14 +194,14 @@ class AiToolkitStack:
             lost.append(f"With Prodigy {self.name} takes a learning rate below 0.1 for 1.")
         return lost
 
+    def prepare(self, job: TrainingJob) -> None:
+        """So that AI Toolkit starts from the state that is meant: see `_ready`."""
+        _ready(job)
+
     def compile(self, job: TrainingJob) -> LaunchPlan:
-        """Also readies the run's folder, so that AI Toolkit starts from the state that is meant: see `_ready`."""
-        home, python = home_of("ai_toolkit"), python_of("ai_toolkit")
-        if home is None or python is None:
-            raise UserError(self.check())
+        home, python = program_of("ai_toolkit")
         _check_name(job.name)
         _check_parts(job)
-        _ready(job)
         folders, links, captions = staged_folders(job)
         config = job.attempt_folder / f"{job.name}.yaml"
         text = as_yaml(_config(job, folders))

@@ -256,8 +256,14 @@ class Stack(Protocol):
     def not_expressed(self, spec: RunSpec, architecture: str) -> list[str]:
         """A sentence for each setting that this trainer has nothing for."""
 
+    def prepare(self, job: TrainingJob) -> None:
+        """Called before each launch, by the one that launches: tidies what an earlier attempt left in the run's folder.
+
+        Raises UserError when the trainer cannot go on from what is there.
+        """
+
     def compile(self, job: TrainingJob) -> LaunchPlan:
-        """What to write and to start. Raises UserError for what this trainer cannot do."""
+        """Changes nothing, so that a configuration can also be shown. What to write and to start. Raises UserError for what this trainer cannot do."""
 
     def read_config(self, text: str) -> Imported:
         """A configuration of this trainer that somebody brings along. Raises UserError, with the line."""

@@ -102,6 +102,9 @@ class BuiltinStack:
             ]
         return []
 
+    def prepare(self, job: TrainingJob) -> None:
+        """Nothing to do: it goes on from a state that it is given."""
+
     def compile(self, job: TrainingJob) -> LaunchPlan:
         config = job.attempt_folder / f"{job.name}.toml"
         manifest = job.attempt_folder / "pictures.jsonl"

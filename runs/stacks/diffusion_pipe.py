@@ -57,7 +57,7 @@ from runs.stacks.collecting import collect
 from runs.stacks.console import Failure, failure, judge, log_pieces, pieces
 from runs.stacks.diffusion_pipe_models import FAMILIES, model_files, refusal_of
 from runs.stacks.importing import flat, read_toml, take_keys
-from runs.stacks.installation import home_of, installation_error, python_of
+from runs.stacks.installation import installation_error, program_of
 from runs.stacks.sd_scripts_keys import Reader
 from runs.stacks.staging import staged_folders
 
@@ -135,10 +135,12 @@ class DiffusionPipeStack:
             *_other_ways(spec),
         ]
 
+    def prepare(self, job: TrainingJob) -> None:
+        if job.resume_state is not None:
+            _clear_leftovers(job, job.resume_state)
+
     def compile(self, job: TrainingJob) -> LaunchPlan:
-        home, python = home_of("diffusion_pipe"), python_of("diffusion_pipe")
-        if home is None or python is None:
-            raise UserError(self.check())
+        home, python = program_of("diffusion_pipe")
         if job.device != DeviceKind.CUDA:
             raise UserError("Diffusion Pipe trains on NVIDIA GPUs only: choose another trainer for this host.")
         _refuse_lokr(job)
@@ -153,7 +155,6 @@ class DiffusionPipeStack:
             **captions,
         }
         if job.resume_state is not None:
-            _clear_leftovers(job, job.resume_state)
             files[job.resume_state.parent / "latest"] = job.resume_state.name
         quiet = {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
         return LaunchPlan(
@@ -332,7 +333,8 @@ def _repeats(job: TrainingJob, table: Mapping[str, Any], folders: int) -> float:
     buckets = min(shapes * len({1, *table.get("frame_buckets", ())}), len(job.pictures))
     spare = buckets * (1 + math.ceil(folders / update)) + 1
     share: float = table.get("subsample_ratio", 1.0)
-    return (spec.steps + spare) * update / pictures / share
+    epochs: float = (spec.steps + spare) * update / pictures / share
+    return epochs
 
 
 # --- The process ------------------------------------------------------------------------------------------------------

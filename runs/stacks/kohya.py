@@ -193,6 +193,9 @@ class KohyaStack:
             lost.append(f"{spec.optimizer} has no use for the schedule {spec.lr_schedule}.")
         return lost
 
+    def prepare(self, job: TrainingJob) -> None:
+        """Each attempt writes to a folder of its own."""
+
     def compile(self, job: TrainingJob) -> LaunchPlan:
         folders, links, captions = staged_folders(job)
         config = job.attempt_folder / f"{job.name}.toml"

@@ -175,7 +175,9 @@ class _Slice:
         if missing := self.stack.check():
             raise UserError(missing)
         self.run.log_path.parent.mkdir(parents=True, exist_ok=True)
-        plan = self.stack.compile(self._job())
+        job = self._job()
+        self.stack.prepare(job)
+        plan = self.stack.compile(job)
         for sentence in plan.not_expressed:
             RunEvent.objects.create(run=self.run, attempt=self.attempt.number, message=sentence)
         return plan

@@ -364,6 +364,7 @@ def test_resume_goes_on_from_the_state_and_clears_what_is_in_the_way(workspace, 
     put_state(run, 20, latest=False)
     (run / "step20" / "tmp").mkdir(parents=True)
     (run / "save_quit").touch()
+    STACK.prepare(job_of(workspace, resume_state=state, start_step=10))
     plan = STACK.compile(job_of(workspace, resume_state=state, start_step=10))
     assert plan.argv[-2:] == ["--resume_from_checkpoint", "20260820_10-00-00"]
     assert plan.files[run / "latest"] == "global_step10"
@@ -384,7 +385,7 @@ def test_state_of_another_optimizer_is_loaded_without_it(workspace, home, optimi
 def test_state_of_elsewhere_is_refused(workspace, home, tmp_path):
     state = put_state(tmp_path / "other" / "20260820_10-00-00", 10)
     with pytest.raises(UserError, match="no state of this run"):
-        STACK.compile(job_of(workspace, resume_state=state))
+        STACK.prepare(job_of(workspace, resume_state=state))
     assert state.is_dir()
 
 
@@ -641,7 +642,7 @@ class OnThisMachine(DiffusionPipeStack):
 @pytest.fixture
 def run(transactional_db, workspace, alice, home, handed_out, monkeypatch):
     monkeypatch.setitem(stacks.STACKS, "diffusion_pipe", OnThisMachine())
-    make_slot()
+    make_slot(trainers=["diffusion_pipe"])
     return make_run(alice, stack="diffusion_pipe", values={"steps": 4, "save_every_steps": 2})
 
 

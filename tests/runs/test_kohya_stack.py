@@ -388,10 +388,7 @@ def kohya(tmp_path, settings):
 @pytest.fixture
 def slot(workspace, db):
     """On a host that has told of sd-scripts."""
-    slot = make_slot()
-    slot.host.trainers = {"kohya": {"home": "/sd-scripts", "python_version": "3.11.7"}}
-    slot.host.save()
-    return slot
+    return make_slot(trainers=["kohya"])
 
 
 def train(run, handed_out, *, until=None):
