@@ -328,7 +328,7 @@ def _repeats(job: TrainingJob, table: Mapping[str, Any], folders: int) -> float:
     parallel = max(1, len(job.device_uuids) // job.options.get("pipeline_stages", 1))
     update = spec.batch_size * spec.gradient_accumulation_steps * parallel
     orders = max(1, table.get("cache_shuffle_num", 0))
-    pictures = sum(picture.repeats for picture in job.pictures) * spec.repeats * orders
+    pictures = max(1, sum(picture.repeats for picture in job.pictures) * spec.repeats * orders)
     shapes = len(table.get("ar_buckets", ())) or table["num_ar_buckets"] if table["enable_ar_bucket"] else 1
     buckets = min(shapes * len({1, *table.get("frame_buckets", ())}), len(job.pictures))
     spare = buckets * (1 + math.ceil(folders / update)) + 1
