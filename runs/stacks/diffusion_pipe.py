@@ -408,6 +408,7 @@ def _clear_leftovers(job: TrainingJob, state: Path) -> None:
 STEP = re.compile(
     r"\bsteps: (\d+) loss: (-?[\d.]+|nan|-?inf) (?:[^:]+: \S+ )*?iter time \(s\): ([\d.]+) samples/sec: \S"
 )
+RATE = re.compile(r"\bstep=[1-9]\d*, skipped=\d+, lr=\[?([\d.]+(?:e-?\d+)?)")  # the line before that of the step
 SAVING = re.compile(r"Saving model to directory ((?:step|epoch)(\d+))\s*$")
 RESUMING = re.compile(r"Resuming training from checkpoint\. Resuming at epoch: \d+, step: (\d+)")
 READY = re.compile(r"Global batch size = \d+")
@@ -431,11 +432,12 @@ WEIGHTS = ("adapter_model.safetensors", "lora.safetensors", "pytorch_lora_weight
 
 
 class _Console:
-    """Reads pieces in order. A LoRA is taken when the main process has gone on after it."""
+    """Reads pieces in order. A LoRA is taken when the main process has gone on after it, a rate with its step."""
 
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
         self.step = reading.step
+        self.rate: float | None = None
 
     def read(self, chunk: bytes) -> tuple[list[Observation], int]:
         found: list[Observation] = []
@@ -449,15 +451,16 @@ class _Console:
             if saving is None:
                 saving = SAVING.search(text)
                 found += () if saving else self._observe(text)
-                consumed = consumed if saving else piece.end
-        if saving and self.reading.is_over:
-            found += self._checkpoint(saving)
-            consumed = len(chunk)
-        return found, consumed
+                consumed = consumed if saving or self.rate is not None else piece.end
+        if not self.reading.is_over:
+            return found, consumed
+        return found + (list(self._checkpoint(saving)) if saving else []), len(chunk)
 
     def _observe(self, text: str) -> Iterator[Observation]:
         if step := STEP.search(text):
             yield from self._progress(step)
+        elif rate := RATE.search(text):
+            self.rate = float(rate[1])
         elif resuming := RESUMING.search(text):
             yield from self._resumed(int(resuming[1]) - 1)
         elif READY.search(text) and not self.reading.start_step:
@@ -475,9 +478,11 @@ class _Console:
             total,
             time.time(),
             loss=loss,
+            learning_rate=self.rate,
             steps_per_second=1 / seconds if seconds else None,
             eta_seconds=(total - self.step) * seconds,
         )
+        self.rate = None
         if math.isnan(loss):
             yield Hopeless()
 

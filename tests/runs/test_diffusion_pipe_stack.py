@@ -45,6 +45,7 @@ from tests.runs import diffusion_pipe_stand_in as stand_in
 
 DATA = Path(__file__).resolve().parent / "data"
 TOY = DATA / "trainer-logs" / "deepspeed-pipeline-engine-toy-model.log"
+RESUMED = DATA / "trainer-logs" / "deepspeed-pipeline-engine-resumed-at-step3.log"
 STACK = DiffusionPipeStack()
 
 
@@ -423,6 +424,16 @@ def test_recorded_log_of_the_engine_is_progress(tmp_path, seed):
     assert (told[1].steps_per_second, told[1].eta_seconds, told[1].total_steps) == (500.0, 0.008, 6)
 
 
+@pytest.mark.parametrize("seed", [None, *range(5)])
+def test_recorded_log_of_a_resume_goes_on_at_the_true_step(tmp_path, seed):
+    """DeepSpeed 0.18.4 on a CPU, given a UUID: its own lines of the step, the rate and the state."""
+    started, *told = parse_all(RESUMED.read_bytes(), reading_of(tmp_path, start_step=3), seed)
+    assert started == Started(3, 6)
+    assert [(one.step, one.loss, one.learning_rate) for one in told] == [
+        (4, 1.0506, 0.001), (5, 0.2311, 0.001), (6, 0.1266, 0.001),
+    ]  # fmt: skip
+
+
 PRINTED = """\
 [2026-08-20 10:00:00,000] [INFO] [launch.py:184:main] Setting CUDA_VISIBLE_DEVICES=GPU-1
 using video_clip_mode=single_beginning
@@ -436,6 +447,7 @@ Global batch size = 1
 steps: 1 loss: 0.5000 iter time (s): 2.000 samples/sec: 0.500
 [2026-08-20 10:00:00,000] [WARNING] [dataset.py:396:_make_divisible_by] size bucket (0.5, 1, 2, 1) is being completely \
 dropped because it doesn't have enough images
+[2026-08-20 10:00:03,424] [INFO] [logging.py:123:log_dist] [Rank 0] step=2, skipped=0, lr=[5e-05, 0.0], mom=[(0.9, 0.9)]
 steps: 2 loss: 0.4000 iter time (s): 2.000 samples/sec: 0.500
 Saving model to directory step2
 /venv/lib/peft/utils/save_and_load.py:300: UserWarning: Could not find a config file in None
@@ -488,7 +500,7 @@ def test_log_of_a_run_is_told_the_same_however_it_is_cut(tmp_path, seed):
         Started(0, 4),
         Progress(1, 4, 0.0, loss=0.5, steps_per_second=0.5, eta_seconds=6.0),
         Noted("Pictures of the size (0.5, 1, 2, 1) are left out: there are too few for one update."),
-        Progress(2, 4, 0.0, loss=0.4, steps_per_second=0.5, eta_seconds=4.0),
+        Progress(2, 4, 0.0, loss=0.4, learning_rate=5e-05, steps_per_second=0.5, eta_seconds=4.0),
         Progress(3, 4, 0.0, loss=0.3, steps_per_second=0.5, eta_seconds=2.0),
         Progress(4, 4, 0.0, loss=0.2, steps_per_second=0.5, eta_seconds=0.0),
     ]
