@@ -195,8 +195,12 @@ class AiToolkitStack:
         return lost
 
     def prepare(self, job: TrainingJob) -> None:
-        """So that AI Toolkit starts from the state that is meant: see `_ready`."""
-        _ready(job)
+        """So that AI Toolkit starts from the state that is meant. Repeatable."""
+        for torn in _torn(job):
+            torn.unlink(missing_ok=True)
+        for path in _meant(job):
+            times = path.stat()
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # changes the ctime only
 
     def compile(self, job: TrainingJob) -> LaunchPlan:
         home, python = program_of("ai_toolkit")
@@ -491,16 +495,15 @@ def _states(folder: Path) -> list[Save]:
     return [save for save in saves if save.at <= optimizer_at] or saves
 
 
-def _ready(job: TrainingJob) -> None:
-    """Repeatable. It would start from a torn file for ever: those go. Of the others, the state becomes the newest."""
-    for files in _weights(job.folder, job.name).values():
-        for path in files:
-            if _step_of(path) is None:
-                path.unlink()
-    meant = [save for save in _saves(job.folder, job.name) if job.resume_state in save.files]
-    for path in [path for save in meant for path in save.files]:
-        times = path.stat()
-        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # this changes the ctime
+def _torn(job: TrainingJob) -> list[Path]:
+    """Weights from which it would start for ever, and fail."""
+    return [path for files in _weights(job.folder, job.name).values() for path in files if _step_of(path) is None]
+
+
+def _meant(job: TrainingJob) -> list[Path]:
+    """The weights of the state that it is to go on from."""
+    saves = [save for save in _saves(job.folder, job.name) if job.resume_state in save.files]
+    return [path for save in saves for path in save.files]
 
 
 def _started_at(reading: Reading) -> float:
@@ -521,6 +524,8 @@ NANS = 3  # steps in a row: it goes on after a single one without harm, since it
 SKIPPED = "# OOM during training step, skipping batch"
 STAGES = {
     "Running  1 process": "Loading the model",
+    "Loading from": "Loading the last state",
+    "Loading optimizer": "Loading the last state",
     "Loading ": "Loading the model",
     "Quantizing": "Quantising the model",
     "create LoRA network": "Preparing the network",
@@ -547,8 +552,8 @@ def _bar(name: str) -> re.Pattern[str]:
 class _Console:
     """Reads pieces in order. Weights are taken when the next piece is there: then they are whole.
 
-    Its bar is read for the loss only when AI Toolkit writes no loss_log.db. The bar says the number before a step
-    first, with that step's loss, and then the number after it.
+    The bar says the number before a step first, with that step's loss, and then the number after it. It is read for
+    the first step of an attempt, which loss_log.db does not have, and for all when there is no such file.
     """
 
     def __init__(self, reading: Reading) -> None:
@@ -602,12 +607,17 @@ class _Console:
         self.seen = count
         if bar[9] is None and bar[6] == "?":
             yield from self._begin(count, total)
+        elif bar[9] and self.has_losses and count == self.reading.start_step and count >= self.step:
+            yield self._told(bar, count + 1, total)
         elif bar[9] and not self.has_losses and count > self.step:
-            self.step = count
-            rate = None if bar[6] == "?" else float(bar[6])
-            speed = (1 / rate if bar[7] == "s/it" else rate) if rate else None
-            eta = (total - count) / speed if speed else None
-            yield Progress(count, total, time.time(), float(bar[9]), float(bar[8]), speed, eta)
+            yield self._told(bar, count, total)
+
+    def _told(self, bar: re.Match[str], step: int, total: int) -> Progress:
+        self.step = step
+        rate = None if bar[6] == "?" else float(bar[6])
+        speed = (1 / rate if bar[7] == "s/it" else rate) if rate else None
+        eta = (total - step) / speed if speed else None
+        return Progress(step, total, time.time(), float(bar[9]), float(bar[8]), speed, eta)
 
     def _begin(self, count: int, total: int) -> Iterator[Observation]:
         """The first bar, which says from where it really starts."""
@@ -699,8 +709,7 @@ def _read(database: Path, query: str, values: tuple[float, ...] = ()) -> list[tu
 
 
 def _losses(reading: Reading) -> Iterator[Progress]:
-    """Steps after `reading.step`, from rows of this attempt. A row's step is the number of those before it; the first
-    of an attempt has none."""
+    """Steps after `reading.step`, from rows of this attempt. A row's step is the number of those before it."""
     values = (max(0, reading.step - LOOK_BACK), _started_at(reading), MOST_ROWS + LOOK_BACK)
     rows = _read(reading.folder / LOSSES, QUERY, values)
     for number, (index, at, loss, rate) in enumerate(rows):

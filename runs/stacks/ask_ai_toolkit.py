@@ -1,9 +1,10 @@
 """Asks a running AI Toolkit to save and then to stop: `python -I ask_ai_toolkit.py DATABASE OPTIMIZER_FILE START_STEP`.
 
 AI Toolkit looks into the job's database after each step. What is seen there, in this order, when it saves by request:
-`save_now` goes back to 0, `info` becomes "Saving model", the weights and then the optimizer's file are written, `info`
-becomes "Training" again. A stop that is asked for before that ends it unsaved. Standard library only; imports nothing
-of ours. It stays until it is killed or has nothing to wait for: whoever started it goes on when it ends.
+`save_now` goes back to 0, it looks whether to stop, `info` becomes "Saving model", the weights and then the optimizer's
+file are written, it looks whether to stop, `info` becomes "Training" again. So a stop that is asked for while it saves
+ends it right after that, and one that comes before ends it unsaved. Standard library only; imports nothing of ours. It
+stays until it is killed or has nothing to wait for: whoever started it goes on when it ends.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 LOOP = ("Training", "Saving model", "Generating images")  # what `info` says from the first step on
 ENDED = ("stopped", "completed", "error", "queued")
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.05
 LAST_WORDS_SECONDS = 60.0  # between its last word in the database and its end
 
 
@@ -53,14 +54,14 @@ def changed_at(file: str) -> int:
         return 0
 
 
-def wait_until_saved(database: str, optimizer: str) -> None:
-    """Until a save that began after this call has come to its end, or the training has."""
+def wait_for_the_save(database: str, optimizer: str) -> None:
+    """Until the save that was asked for is being written, or has been, or the training has come to its end."""
     before, taken_at = changed_at(optimizer), None
     while (job := look(database)).status not in ENDED:
         if job.save_now == 0:
             taken_at = job.step if taken_at is None else taken_at
             is_written = job.info == "Training" and changed_at(optimizer) != before
-            if is_written or job.step > taken_at:
+            if job.info == "Saving model" or is_written or job.step > taken_at:
                 return
         time.sleep(POLL_SECONDS)
 
@@ -69,7 +70,7 @@ def main(database: str, optimizer: str, start_step: str) -> None:
     job = look(database)
     if job.info.startswith(LOOP) and job.step > int(start_step):
         ask(database, "save_now")
-        wait_until_saved(database, optimizer)
+        wait_for_the_save(database, optimizer)
     ask(database, "stop")
     while look(database).status not in ENDED:
         time.sleep(POLL_SECONDS)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import sqlite3
 import struct
 import sys
@@ -52,7 +53,7 @@ def installed(settings, tmp_path):
     """AI Toolkit's folder with the stand-in as its program."""
     home = tmp_path / "ai-toolkit"
     home.mkdir()
-    (home / "run.py").write_bytes((DATA / "ai_toolkit_stand_in.py").read_bytes())
+    (home / "run.py").write_bytes((Path(__file__).parent / "ai_toolkit_stand_in.py").read_bytes())
     (home / "recording.log").write_bytes((LOGS / "ai-toolkit-sd1-30steps.log").read_bytes())
     (home / "behaviour").write_text("finishes")
     settings.TRAINERS = settings.TRAINERS | {"ai_toolkit": {"home": str(home), "python": sys.executable}}
@@ -408,7 +409,10 @@ def test_resume_makes_the_meant_state_the_newest_and_removes_torn_files(workspac
     torn = write_weights(folder, "cat_000000150.safetensors", 150, torn=True)
     os.link(other, tmp_path / "published.safetensors")  # which changes its ctime
     assert other.stat().st_ctime_ns >= meant.stat().st_ctime_ns
-    STACK.prepare(job_of(folder, resume_state=meant, start_step=100))
+    job = job_of(folder, resume_state=meant, start_step=100)
+    STACK.compile(job)
+    assert torn.exists()  # a configuration that is only shown changes nothing
+    STACK.prepare(job)
     assert meant.stat().st_ctime_ns > other.stat().st_ctime_ns
     assert meant.stat().st_mtime == 1000
     assert not torn.exists()
@@ -583,10 +587,12 @@ def test_measuring_waits_for_a_database_that_is_not_there_or_held(tmp_path):
     assert STACK.measure(reading_of(folder)) == []
 
 
-def test_bar_is_not_read_for_losses_while_there_is_a_database_of_them(tmp_path):
+def test_bar_is_read_for_the_first_step_only_while_there_is_a_database_of_losses(tmp_path):
     write_losses(tmp_path / "cat", [])
-    chunk = b"\rcat:  20%|##  | 2/9 [00:01<00:07,  1.42s/it, lr: 1.0e-04 loss: 1.0e+00]\r"
-    assert STACK.parse(chunk, reading_of(tmp_path / "cat")) == ([], len(chunk))
+    reading = reading_of(tmp_path / "cat", spec=RunSpec(steps=9), start_step=1, step=1)
+    said = (f"\rcat:  20%|##  | {n}/9 [00:01<00:07,  2.00s/it, lr: 1.0e-04 loss: {n}.0e+00]" for n in (1, 2, 2, 3))
+    found, _ = STACK.parse("".join([*said, "\r"]).encode(), reading)
+    assert [(one.step, one.loss, one.eta_seconds) for one in of(Progress, found)] == [(2, 1.0, 14.0)]
 
 
 # --- How it ends ------------------------------------------------------------------------------------------------------
@@ -821,9 +827,7 @@ def worker(workspace, alice, installed, handed_out, monkeypatch, db):
     monkeypatch.setattr(follow, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(follow, "ROW_SECONDS", 0.05)
     monkeypatch.setattr(endings, "PAUSES", (0,) * 5)
-    host = make_slot().host
-    host.trainers = {"ai_toolkit": {"home": str(installed), "python_version": "3.11.7"}}
-    host.save()
+    make_slot(trainers=["ai_toolkit"])
 
     class Worker:
         def start(self, behaviour, **values):
@@ -860,7 +864,7 @@ def test_run_trains_to_its_end(worker):
     run = worker.start("finishes")
     worker.to_the_end(run)
     assert (run.status, run.step, run.total_steps, run.exit_code, run.reason) == ("succeeded", 6, 6, 0, "")
-    assert list(run.metrics.values_list("step", "loss")) == [(step, 1 / step) for step in range(2, 7)]
+    assert list(run.metrics.values_list("step", "loss")) == [(step, 1 / step) for step in range(1, 7)]
     assert list(run.checkpoints.values_list("path", "step", "is_final").order_by("step")) == [
         ("cat_000000002.safetensors", 2, False),
         ("cat_000000004.safetensors", 4, False),
@@ -891,11 +895,14 @@ def test_stop_saves_first_and_resume_goes_on_at_the_true_step(worker, alice):
     assert run.reason == f"Stopped at step {saved}; weights and state are saved."
     assert STACK.states(run.folder)[0] == (run.folder / f"cat_{saved:09d}.safetensors", saved)
     assert run.checkpoints.filter(step=saved).exists()
+    bars = re.findall(rb"cat: +\d+%\|[^|]*\| (\d+)/40", run.log_path.read_bytes())
+    assert int(bars[-1]) == saved  # no step was trained for nothing
     worker.behave("finishes")
     services.resume_run(run, actor=alice)
     worker.to_the_end(run)
     assert (run.status, run.step, run.attempt) == ("succeeded", 40, 2)
     assert run.attempts.last().start_step == saved
+    assert list(run.metrics.values_list("step", flat=True)) == list(range(1, 41))
     assert not run.events.filter(message__startswith="AI Toolkit goes on").exists()
     assert [path.name for path in run.folder.glob("*.safetensors")] == ["cat.safetensors"]
 

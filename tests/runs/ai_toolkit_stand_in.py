@@ -62,6 +62,7 @@ def write_weights(path, step):
 def save(step=None, done=None):
     maybe_stop()
     tell("running", "Saving model")
+    time.sleep(SECONDS)
     number = "" if step is None else f"_{step:09d}"
     path = FOLDER / f"{NAME}{number}.safetensors"
     write_weights(path, done if step is None else step)
