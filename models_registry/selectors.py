@@ -20,6 +20,7 @@ from models_registry.recognition import TITLES, Recognised, Unrecognised, recogn
 
 MOST_CANDIDATES = 100
 MOST_ENTRIES = 20_000  # of the models folder that one look goes through
+LORAS = "loras"  # the folder in it that holds LoRAs, often thousands: nothing there is a base model, or a part of one
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,8 @@ def _part_summary(path: Path, _changed_at: int) -> tuple[str, str, int] | None:
 
 
 def _parts_below(root: Path) -> Iterator[Path]:
-    """.safetensors files, and folders with a config.json beside them. Not in hidden, linked or diffusers folders."""
+    """.safetensors files, and folders with a config.json beside them; not in hidden, linked, diffusers or LoRA
+    folders."""
     for here, names in _folders_below(root):
         if here != root and is_part_folder(names):
             yield here
@@ -217,22 +219,26 @@ def _folders_below(root: Path) -> Iterator[tuple[Path, list[str]]]:
         entries += len(folders) + len(files)
         if entries > MOST_ENTRIES:
             return
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = _worth_a_look(Path(folder), root, folders)
         if "model_index.json" in files and Path(folder) != root:
             folders.clear()
         else:
             yield Path(folder), files
 
 
+def _worth_a_look(here: Path, root: Path, folders: list[str]) -> list[str]:
+    return sorted(name for name in folders if not name.startswith(".") and (here, name) != (root, LORAS))
+
+
 def _models_below(root: Path, registered: set[str]) -> Iterator[Path]:
-    """Diffusers folders and .safetensors files that are not registered; hidden and linked folders are left out."""
+    """Diffusers folders and .safetensors files that are not registered; not in hidden, linked or LoRA folders."""
     entries = 0
     for folder, folders, files in os.walk(root):
         here = Path(folder)
         entries += len(folders) + len(files)
         if entries > MOST_ENTRIES:
             return
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = _worth_a_look(here, root, folders)
         relative = here.relative_to(root).as_posix()
         if "model_index.json" in files and here != root:
             folders.clear()
@@ -247,6 +253,7 @@ def _models_below(root: Path, registered: set[str]) -> Iterator[Path]:
 
 
 __all__ = [
+    "LORAS",
     "Candidate",
     "Inspection",
     "PartCandidate",

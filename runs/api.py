@@ -20,11 +20,11 @@ from rest_framework.views import APIView
 from lorapilot.access import get_editable, get_visible, signed_in
 from lorapilot.errors import NotAllowed, UserError
 from lorapilot.services import record
-from runs import comparison, fleet, logfile, parts, selectors, services, waiting
+from runs import comparison, fleet, logfile, parts, publishing, selectors, services, waiting
 from runs.device_history import MOST_HOURS, history_of
 from runs.enums import Priority, Profile, Status
 from runs.files import send_checkpoint, send_sample
-from runs.models import Host, Run
+from runs.models import Checkpoint, Host, Run
 from runs.serializers import (
     AttemptSerializer,
     BatchSerializer,
@@ -37,6 +37,8 @@ from runs.serializers import (
     MoveSerializer,
     PartSerializer,
     PrioritySerializer,
+    PublishedSerializer,
+    PublishSerializer,
     QueueSerializer,
     ResumeSerializer,
     RetrySerializer,
@@ -220,13 +222,36 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     @action(detail=True, pagination_class=None)
     def artifacts(self, request: Request, pk: str) -> Response:
         """The LoRA files that the run saved."""
-        return Response(CheckpointSerializer(self._visible().checkpoints.all(), many=True).data)
+        run = self._visible()
+        published = publishing.published_of(run)
+        shown = CheckpointSerializer(run.checkpoints.all(), many=True, context={"published": published})
+        return Response(shown.data)
 
     @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY})
     @action(detail=True, url_path=r"artifacts/(?P<checkpoint_id>\d+)/download")
     def download(self, request: Request, pk: str, checkpoint_id: str) -> HttpResponseBase:
         """One LoRA file; Range requests are answered."""
         return send_checkpoint(request, self._visible(), int(checkpoint_id))
+
+    @extend_schema(request=PublishSerializer, responses={200: PublishedSerializer, 201: PublishedSerializer})
+    @action(detail=True, methods=["post"], url_path=r"artifacts/(?P<checkpoint_id>\d+)/publish")
+    def publish(self, request: Request, pk: str, checkpoint_id: str) -> Response:
+        """Put one LoRA file into models/loras, where ComfyUI and InvokeAI find it. 200 when it is there already."""
+        checkpoint = self._own_checkpoint(checkpoint_id)
+        given = _valid(PublishSerializer(data=request.data))
+        found = publishing.publish_checkpoint(checkpoint, actor=signed_in(request), request=request, **given)
+        status = HTTPStatus.CREATED if found.is_new else HTTPStatus.OK
+        return Response(PublishedSerializer(found).data, status=status)
+
+    @extend_schema(responses={204: None})
+    @publish.mapping.delete
+    def unpublish(self, request: Request, pk: str, checkpoint_id: str) -> Response:
+        """Remove it from there. The run keeps its file."""
+        publishing.unpublish_checkpoint(self._own_checkpoint(checkpoint_id), actor=signed_in(request), request=request)
+        return Response(status=HTTPStatus.NO_CONTENT)
+
+    def _own_checkpoint(self, checkpoint_id: str) -> Checkpoint:
+        return get_object_or_404(self._editable().checkpoints.select_related("run"), pk=int(checkpoint_id))
 
     @extend_schema(responses=SampleSerializer(many=True), filters=False)
     @action(detail=True, pagination_class=None)

@@ -204,3 +204,13 @@ def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) if not any("=" in str(one) for one in value) else "\n".join(value)
     return "" if value is None else str(value)
+
+
+class PublishForm(forms.Form):
+    """What a LoRA is called where other programs find it; publishing.publish_checkpoint checks it."""
+
+    name = forms.CharField(
+        max_length=112,  # 100, and .safetensors
+        help_text="The name of the file, without .safetensors. It is what you choose in ComfyUI and InvokeAI.",
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+    )

@@ -141,9 +141,29 @@ class MoveSerializer(serializers.Serializer[Any]):
 
 
 class CheckpointSerializer(serializers.ModelSerializer[Checkpoint]):
+    published = serializers.SerializerMethodField(help_text="Path in the models folder. null: it is not published.")
+
     class Meta:
         model = Checkpoint
-        fields = ("id", "step", "path", "bytes", "sha256", "is_final", "created_at")
+        fields = ("id", "step", "path", "bytes", "sha256", "is_final", "published", "created_at")
+
+    def get_published(self, checkpoint: Checkpoint) -> str | None:
+        found = self.context["published"].get((checkpoint.path, checkpoint.sha256))
+        return found.path if found else None
+
+
+class PublishSerializer(serializers.Serializer[Any]):
+    name = serializers.CharField(
+        required=False, allow_blank=True, default="", help_text="Of the file. Left out: the run's, and the step."
+    )
+
+
+class PublishedSerializer(serializers.Serializer[Any]):
+    """Paths in the models folder."""
+
+    path = serializers.CharField()
+    sidecar = serializers.CharField()
+    sha256 = serializers.CharField()
 
 
 class SampleSerializer(serializers.ModelSerializer[Sample]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from runs import compare_views, config_views, views
+from runs import compare_views, config_views, publish_views, views
 
 app_name = "runs"
 urlpatterns = [
@@ -27,6 +27,8 @@ urlpatterns = [
     path("<int:run_id>/adapted/", views.show_part, {"part": "adapted"}, name="adapted"),
     path("<int:run_id>/status/", views.show_part, {"part": "status"}, name="status"),
     path("<int:run_id>/artifacts/<int:checkpoint_id>/", views.download, name="download"),
+    path("<int:run_id>/artifacts/<int:checkpoint_id>/publish/", publish_views.publish, name="publish"),
+    path("<int:run_id>/artifacts/<int:checkpoint_id>/unpublish/", publish_views.unpublish, name="unpublish"),
     path("<int:run_id>/samples/<int:sample_id>/", views.sample_file, name="sample_file"),
     path("<int:run_id>/log/", views.log, name="log"),
     path("<int:run_id>/stop/", views.stop, name="stop"),

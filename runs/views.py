@@ -18,7 +18,7 @@ from datasets.models import DatasetVersion
 from lorapilot.access import get_editable, get_visible, signed_in
 from lorapilot.errors import UserError
 from lorapilot.services import record
-from runs import files, memory_ladder, selectors, services, waiting
+from runs import files, memory_ladder, publishing, selectors, services, waiting
 from runs.cloning import run_form
 from runs.enums import TERMINAL, Priority, Status
 from runs.forms import ESSENTIALS, PriorityForm, RunForm, priority_choices
@@ -213,7 +213,10 @@ def _rung(run: Run) -> memory_ladder.Rung | None:
 # What each part of the page shows, by the name of its template.
 PARTS: dict[str, Callable[[HttpRequest, Run], dict[str, Any]]] = {
     "status": _status,
-    "artifacts": lambda _, run: {"checkpoints": run.checkpoints.order_by("-is_final", "-step")},
+    "artifacts": lambda request, run: {
+        "artifacts": publishing.artifact_rows(run),
+        "can_change": run.is_editable_by(request.user),
+    },
     "samples": lambda _, run: {"samples_by_step": selectors.samples_by_step(run)},
     "events": lambda _, run: {"events": run.events.select_related("actor")},
     "attempts": lambda _, run: {"attempts": selectors.attempt_rows(run)},
