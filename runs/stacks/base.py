@@ -263,7 +263,10 @@ class Stack(Protocol):
         """
 
     def compile(self, job: TrainingJob) -> LaunchPlan:
-        """Changes nothing, so that a configuration can also be shown. What to write and to start. Raises UserError for what this trainer cannot do."""
+        """What to write and to start. Changes nothing itself, so that a configuration can also be shown.
+
+        Raises UserError for what this trainer cannot do.
+        """
 
     def read_config(self, text: str) -> Imported:
         """A configuration of this trainer that somebody brings along. Raises UserError, with the line."""

@@ -31,7 +31,10 @@ NOT_YOURS = "Only the owner and staff can change this. Ask the owner, or make a 
 READS = ["detail", "artifacts", "samples", "events", "attempts", "adapted", "status", "download", "sample_file", "log"]
 WRITES = ["stop", "pause", "kill", "resume", "hold", "release", "move", "priority"]
 ASKS = ["delete", "share"]  # GET shows a form
-ELSEWHERE = ["publish", "unpublish"]  # test_publishing.py
+ELSEWHERE = [  # test_publishing.py, test_config_pages.py
+    *("publish", "unpublish"),
+    *("options", "write_config", "read_config", "base_config", "config", "run_on"),
+]
 OF_NO_RUN = ["list", "new", "preview", "choose", "compare"]
 NOW = timezone.now()
 
