@@ -9,6 +9,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_POST
 
 from lorapilot.access import signed_in
+from lorapilot.errors import UserError
 from lorapilot.models import SecretName
 from lorapilot.selectors import secrets_of
 from models_registry import manifest, pulls
@@ -39,7 +40,15 @@ def pull_state(request: HttpRequest, name: str) -> HttpResponse:
 
 @require_POST
 def start(request: HttpRequest, name: str) -> HttpResponse:
-    pulls.start_pull(signed_in(request), name, request=request)
+    """htmx asks beside the run form, and gets a line."""
+    try:
+        pulls.start_pull(signed_in(request), name, request=request)
+    except UserError as error:
+        if not request.headers.get("HX-Request"):
+            raise
+        return render(request, "models_registry/_pull_started.html", {"error": error.message})
+    if request.headers.get("HX-Request"):
+        return render(request, "models_registry/_pull_started.html", {"name": name})
     messages.success(request, f"{name} is being pulled. It goes on when you leave this page.")
     return _to_family(name)
 

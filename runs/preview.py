@@ -14,8 +14,10 @@ from runs import disk, planning
 from runs.enums import DeviceKind
 from runs.forms import ESSENTIALS, RunForm
 from runs.memory import expected_bytes
+from runs.model_check import Remedy, remedies
 from runs.models import Run
 from runs.spec import OPTIONS, RunSpec
+from runs.stacks import STACKS
 from runs.trainpilot import base_of
 from runs.waiting import expected_seconds
 
@@ -34,6 +36,7 @@ class Preview:
     errors: list[str] = field(default_factory=list)
     stack: str = "builtin"
     base_model: BaseModel | None = None
+    remedies: list[Remedy] = field(default_factory=list)  # what could be pulled so that the trainer can use the model
     are_many: bool = False
 
     @property
@@ -98,8 +101,14 @@ def preview_of(form: RunForm) -> Preview:
             found.runs = _plan_all(form)
         except UserError as error:
             name = OPTIONS[error.field].label if found.are_many and error.field in OPTIONS else ""
+            found.remedies = _remedies(form) if error.field == "base_model" else []
             found.errors.append(error.message if not name or name in error.message else f"{name}: {error.message}")
     return found
+
+
+def _remedies(form: RunForm) -> list[Remedy]:
+    stack = STACKS[form.cleaned_data.get("stack") or "builtin"]
+    return remedies(stack, form.cleaned_data["base_model"], form.user)
 
 
 def _mistyped(form: RunForm) -> list[str]:

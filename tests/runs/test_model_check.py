@@ -1,0 +1,82 @@
+"""What a configuration names of model files, and what of the manifest would bring what a trainer lacks."""
+
+import pytest
+from django.urls import reverse
+
+from lorapilot.models import Job
+from models_registry.models import BaseModel
+from runs.model_check import check_configuration, remedies
+from runs.stacks import STACKS
+from tests.factories import make_dataset
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def flux(workspace):
+    """A FLUX.1 transformer alone in its file, as it is registered."""
+    return BaseModel.objects.create(
+        name="FLUX.1", path="flux1.safetensors", layout="file", architecture="flux", resolution=1024
+    )
+
+
+def test_what_kohya_lacks_for_flux_is_what_the_manifest_brings(flux, staff):
+    names = {remedy.name: remedy.is_here for remedy in remedies(STACKS["kohya"], flux, staff)}
+    assert names
+    assert not any(names.values())
+    assert {remedy.title for remedy in remedies(STACKS["kohya"], flux, staff)} >= {"CLIP-L", "VAE"}
+
+
+def test_nothing_is_offered_for_a_model_that_the_trainer_cannot_train(flux, staff):
+    assert remedies(STACKS["builtin"], flux, staff) == []
+
+
+def test_form_offers_a_pull_to_staff_and_says_who_can_to_others(flux, staff, alice, client_of, kohya):
+    chosen = {"dataset": make_dataset(alice).pk, "base_model": flux.pk, "output_name": "cat", "stack": "kohya"}
+    page = client_of(alice).post(reverse("runs:preview"), chosen).content.decode()
+    assert "What would bring it" in page
+    assert "Staff can pull it." in page
+    chosen["dataset"] = make_dataset(staff).pk
+    name = remedies(STACKS["kohya"], flux, staff)[0].name
+    page = client_of(staff).post(reverse("runs:preview"), chosen).content.decode()
+    assert f'hx-post="{reverse("models:pull", args=[name])}"' in page
+
+
+def test_pull_beside_the_form_answers_with_a_line(flux, staff, alice, client_of):
+    name = next(remedy.name for remedy in remedies(STACKS["kohya"], flux, staff))
+    address, asked = reverse("models:pull", args=[name]), {"HX-Request": "true"}
+    assert b"is being pulled" in client_of(staff).post(address, headers=asked).content
+    assert Job.objects.get().label == f"Pull {name}"
+    assert b"Only staff can pull models." in client_of(alice).post(address, headers=asked).content
+
+
+def test_items_of_a_configuration(workspace):
+    (workspace / "models" / "here.safetensors").parent.mkdir(exist_ok=True)
+    (workspace / "models" / "here.safetensors").touch()
+    found = check_configuration(
+        """
+        pretrained_model_name_or_path = "stabilityai/stable-diffusion-xl-base-1.0"
+        vae = "here.safetensors"
+        """
+    )
+    hub, vae = found
+    assert (hub.kind, hub.is_local_path, hub.exists) == ("checkpoint", False, None)
+    assert (vae.kind, vae.is_local_path, vae.exists, vae.reason) == ("vae", True, True, "")
+
+
+def test_missing_file_is_never_mapped_to_another_by_its_folder(workspace):
+    (item,) = check_configuration('pretrained_model_name_or_path = "checkpoints/nobody-knows-it.safetensors"')
+    assert (item.exists, item.model_name) == (False, "")
+    assert item.reason == (
+        "There is no checkpoints/nobody-knows-it.safetensors in the models folder. Put the file there."
+    )
+
+
+@pytest.fixture
+def kohya(tmp_path, settings):
+    import sys
+
+    home = tmp_path / "sd-scripts"
+    home.mkdir()
+    (home / "train_network.py").touch()
+    settings.TRAINERS = settings.TRAINERS | {"kohya": {"home": str(home), "python": sys.executable}}
