@@ -24,7 +24,7 @@ def test_what_kohya_lacks_for_flux_is_what_the_manifest_brings(flux, staff):
     names = {remedy.name: remedy.is_here for remedy in remedies(STACKS["kohya"], flux, staff)}
     assert names
     assert not any(names.values())
-    assert {remedy.title for remedy in remedies(STACKS["kohya"], flux, staff)} >= {"CLIP-L", "VAE"}
+    assert {remedy.title for remedy in remedies(STACKS["kohya"], flux, staff)} >= {"CLIP-L text encoder", "VAE"}
 
 
 def test_nothing_is_offered_for_a_model_that_the_trainer_cannot_train(flux, staff):
