@@ -21,6 +21,7 @@ from runs.models import (
     Attempt,
     Checkpoint,
     Device,
+    DeviceSample,
     Host,
     MetricPoint,
     Run,
@@ -28,6 +29,7 @@ from runs.models import (
     Sample,
     Slot,
     TrainingState,
+    TrainPilotBase,
     ValidationPoint,
 )
 
@@ -295,6 +297,15 @@ class SlotAdmin(ServiceOwnedAdmin[Slot]):
         _do_all_recorded(request, queryset, partial(fleet.set_slot_enabled, is_enabled=False), "slot disabled")
 
 
+@admin.register(DeviceSample)
+class DeviceSampleAdmin(ServiceOwnedAdmin[DeviceSample]):
+    """A host stores one of each device every few seconds, and drops them after a day."""
+
+    list_display = ("device", "at", "utilisation", "memory_used_bytes", "temperature", "power_watts")
+    list_select_related = ("device__host",)
+    show_full_result_count = False
+
+
 @admin.register(Attempt)
 class AttemptAdmin(ServiceOwnedAdmin[Attempt]):
     list_display = (
@@ -349,3 +360,12 @@ class MetricPointAdmin(ServiceOwnedAdmin[MetricPoint]):
 class ValidationPointAdmin(ServiceOwnedAdmin[ValidationPoint]):
     list_display = ("run", "step", "attempt", "loss")
     list_select_related = ("run",)
+
+
+@admin.register(TrainPilotBase)
+class TrainPilotBaseAdmin(ServiceOwnedAdmin[TrainPilotBase]):
+    """What its owner's guided runs build on; the owner changes it."""
+
+    list_display = ("owner", "updated_at")
+    list_select_related = ("owner",)
+    search_fields = ("owner__username",)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import shutil
 from dataclasses import dataclass
-from typing import Any
 
 from django.conf import settings
 from django.template.defaultfilters import filesizeformat
@@ -51,15 +50,6 @@ NETWORKS = {
 def free_bytes() -> int:
     """Where runs write: the outputs may be on a disk of their own."""
     return shutil.disk_usage(workspace.outputs()).free
-
-
-def read_disks() -> list[dict[str, Any]]:
-    """Of the workspace's folders, each disk once."""
-    found: dict[int, dict[str, Any]] = {}
-    for folder in (workspace.models(), workspace.outputs()):
-        usage = shutil.disk_usage(folder)
-        found.setdefault(folder.stat().st_dev, {"path": folder.name, "total": usage.total, "free": usage.free})
-    return list(found.values())
 
 
 def is_below_floor() -> bool:

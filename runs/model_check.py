@@ -13,7 +13,6 @@ from lorapilot.models import User
 from models_registry import manifest
 from models_registry.manifest_selectors import manifest_rows
 from models_registry.models import BaseModel
-from models_registry.selectors import find_by_path
 from runs.planning import model_facts
 from runs.stacks.base import Stack
 from runs.stacks.importing import read_toml, without_sections
@@ -79,12 +78,11 @@ def check_keys(keys: Mapping[str, Any]) -> list[Item]:
 
 
 def _item(kind: str, key: str, value: str) -> Item:
-    if HUB_ID.fullmatch(value) and not value.lower().endswith(FILE_ENDINGS):
-        here = find_by_path(value) is not None
-        reason = "" if here else f"{value} is a Hugging Face id. Runs stay off the network: register the model first."
-        return Item(kind, key, value, here, True if here else None, "", reason)
     if _exists(value):
         return Item(kind, key, value, True, True, "", "")
+    if HUB_ID.fullmatch(value) and not value.lower().endswith(FILE_ENDINGS):
+        reason = f"{value} is a Hugging Face id. Runs stay off the network: name a model of the models folder instead."
+        return Item(kind, key, value, False, None, "", reason)
     entry = manifest.entry_for_file(value)
     remedy = f"Pull {entry.name} on the Models page: it brings {Path(value).name}." if entry else "Put the file there."
     return Item(

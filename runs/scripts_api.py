@@ -6,9 +6,11 @@ Each call is thin. Addresses have no slash at the end, and stand outside /api/v1
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
+from django.conf import settings
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
@@ -16,18 +18,20 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from datasets.models import Dataset
-from lorapilot.access import get_visible, signed_in
-from lorapilot.errors import Conflict, Missing, UserError
+from datasets.selectors import script_rows
+from lorapilot.access import get_editable, get_visible, signed_in
+from lorapilot.errors import Missing, UserError
 from lorapilot.models import User
 from models_registry.manifest_selectors import manifest_rows, pull_status
 from models_registry.models import BaseModel
 from models_registry.pulls import start_pull
 from models_registry.selectors import find_by_path
-from runs import diffusion_pipe_scripts, disk, logfile, parts, services, trainpilot, vitals
-from runs.configs import read_configuration
+from models_registry.services import BUNDLED
+from runs import diffusion_pipe_scripts, logfile, parts, services, trainpilot
+from runs.device_history import telemetry
 from runs.enums import ACTIVE, Profile, Status
-from runs.model_check import check_configuration
-from runs.models import Device, Run
+from runs.model_check import Item, check_configuration
+from runs.models import Run
 from runs.planning import why_unavailable
 from runs.stacks import get_stack
 from runs.stacks.console import plain_lines
@@ -37,6 +41,8 @@ from runs.tensorboard.sources import tensorboard_sources
 LOG_BYTES = 1 << 20
 MOST_LINES = 5000
 DEFAULT_LINES = 500
+MOST_LOOKED_AT = 50  # runs whose process is compared
+MOST_DIGITS = 18
 OPEN = [*ACTIVE, Status.QUEUED]
 # How the documentation writes the caller's own base configuration.
 DOCUMENTED_TOML = "/opt/pilot/apps/TrainPilot/newlora.toml"
@@ -75,7 +81,7 @@ class TrainPilotStart(ScriptView):
             user,
             dataset=dataset,
             base_model=base_model,
-            output_name=self.text("output_name") or dataset.name,
+            output_name=self.text("output_name") or dataset.name.replace(" ", "-"),
             profile=profile,
             stack=stack,
         )
@@ -97,7 +103,7 @@ class TrainPilotLogs(ScriptView):
     @extend_schema(responses=OpenApiTypes.OBJECT, tags=["scripts"])
     def get(self, request: Request) -> Response:
         """The last lines, or with `offset` those from that byte on."""
-        run = newest_run(signed_in(request), request.query_params.get("run", ""), guided=True)
+        run = shown_run(signed_in(request), request.query_params.get("run", ""), guided=True)
         if run is None:
             return Response({"run": None, "lines": [], "running": False, "offset": 0, "exit_code": None})
         lines, offset = log_lines(run, request)
@@ -119,7 +125,10 @@ class TrainPilotToml(ScriptView):
         content = request.data.get("content") if isinstance(request.data, dict) else None
         if not isinstance(content, str) or not content.strip():
             raise EmptyContent("content is the TOML, and it is empty.", field="content")
-        trainpilot.save_base(user, content)
+        try:
+            trainpilot.save_base(user, content)
+        except UserError as error:  # whatever it names, it is in the content
+            raise UserError(error.message, field="content") from None
         return self.get(request)
 
 
@@ -134,17 +143,17 @@ class TrainPilotModelCheck(ScriptView):
         return Response({"toml_path": trainpilot.path_of(user), "items": items, "missing": missing})
 
 
-def find_dataset(user: User, name: str) -> Dataset:
+def find_dataset(user: User, name: str, *, field: str = "dataset_name") -> Dataset:
     """By its name, or by the folder's name that Kohya's tools give it (`1_name`). The caller's own comes first."""
     if not name:
-        raise UserError("dataset_name is required: GET /api/datasets lists yours.", field="dataset_name")
+        raise UserError(f"{field} is required: GET /api/datasets lists yours.", field=field)
     names = [name, name.partition("_")[2]] if name.partition("_")[0].isdecimal() else [name]
     visible = list(Dataset.objects.visible_to(user).filter(name__in=[one for one in names if one]))
     found = sorted(visible, key=lambda dataset: (dataset.owner_id != user.pk, names.index(dataset.name)))
     if not found:
-        raise Missing(f"There is no dataset {name!r}: GET /api/datasets lists yours.", field="dataset_name")
+        raise Missing(f"There is no dataset {name!r}: GET /api/datasets lists yours.", field=field)
     if not found[0].pictures.exists():
-        raise UserError(f"{found[0].name} has no pictures yet: add some first.", field="dataset_name")
+        raise UserError(f"{found[0].name} has no pictures yet: add some first.", field=field)
     dataset: Dataset = found[0]
     return dataset
 
@@ -159,28 +168,44 @@ def _check_toml_path(user: User, path: str) -> None:
 
 
 def _base_model(user: User, given: str) -> BaseModel:
-    """The one that is named by id, name or path; else that of the base configuration; else the only one there is."""
+    """The one that is named by id, name or path; else that of the base configuration; else the only one there is.
+
+    What the base configuration names is never replaced by something else.
+    """
     models = BaseModel.objects.visible_to(user)
     if given:
-        found: BaseModel | None = (
-            models.filter(pk=given).first() if given.isdecimal() else models.filter(name=given).first()
-        )
-        if found or (found := find_by_path(given)):
-            return found
-        raise Missing(f"There is no base model {given!r}.", field="base_model")
-    named = read_configuration("kohya", trainpilot.base_text(user))
-    if named.base_model is not None:
-        return named.base_model
-    if missing := [item for item in check_configuration(trainpilot.base_text(user)) if item.exists is False]:
-        raise UserError(missing[0].reason, field="toml_path")
-    only: list[BaseModel] = list(models.filter(architecture__in=get_stack("builtin").architectures)[:2])
-    if len(only) == 1:
-        return only[0]
+        return _named_model(models, given)
+    items = check_configuration(trainpilot.base_text(user))
+    if missing := next((item for item in items if item.exists is False), None):
+        raise UserError(missing.reason, field="toml_path")
+    if checkpoint := next((item for item in items if item.kind == "checkpoint"), None):
+        return _registered(checkpoint)
+    found = list(models.filter(architecture__in=get_stack("builtin").architectures))
+    brought = [model for model in found if model.path not in BUNDLED] or found
+    if len(brought) == 1:
+        only: BaseModel = brought[0]
+        return only
     raise UserError(
         "Which base model? Write its path as pretrained_model_name_or_path into the base configuration, "
         "or send base_model with its name.",
         field="base_model",
     )
+
+
+def _named_model(models: Any, given: str) -> BaseModel:
+    named = models.filter(pk=given) if given.isdecimal() else models.filter(name=given)
+    found: BaseModel | None = named.first() or find_by_path(given)
+    if found is None:
+        raise Missing(f"There is no base model {given!r}: GET /api/v1/models/ lists them.", field="base_model")
+    return found
+
+
+def _registered(checkpoint: Item) -> BaseModel:
+    found = find_by_path(checkpoint.value)
+    if found is None:
+        sentence = f"{checkpoint.value} is not registered yet: staff do that on the Models page."
+        raise UserError(checkpoint.reason or sentence, field="toml_path")
+    return found
 
 
 def guided_stack(base_model: BaseModel) -> str:
@@ -198,7 +223,7 @@ def started(run: Run) -> dict[str, Any]:
 
 
 def pid_of(run: Run) -> int | None:
-    """Of the trainer's process, on its host."""
+    """Of the trainer's process in the run's newest attempt. None before it has one, and for other machines."""
     try:
         record = json.loads((run.attempt_folder() / "runner.json").read_text())
     except (OSError, ValueError):
@@ -215,58 +240,70 @@ def runs_of(user: User, *, guided: bool) -> Any:
 
 
 def open_run(user: User, run_id: str, *, guided: bool, pid: str = "") -> Run | None:
-    """The one that is named (404 for a stranger's), else the newest that trains or waits; None: there is none."""
+    """One to be stopped: that which is named (404 for a stranger's), else the newest that trains, else the newest that
+    waits; None: there is none."""
     if run_id:
-        run = _named(user, run_id)
+        run = get_editable(Run, user, pk=_run_number(run_id))
         return run if run.status in OPEN else None
-    found = list(runs_of(user, guided=guided).filter(status__in=OPEN)[:50])
+    found = list(runs_of(user, guided=guided).filter(status__in=OPEN)[:MOST_LOOKED_AT])
     if pid:
-        return next((run for run in found if str(pid_of(run)) == pid), None)
+        return _with_pid(found, pid)
     active = [run for run in found if run.status in ACTIVE]
     return next(iter(active or found), None)
 
 
-def newest_run(user: User, run_id: str, *, guided: bool, pid: str = "") -> Run | None:
+def shown_run(user: User, run_id: str, *, guided: bool, pid: str = "") -> Run | None:
+    """One whose log is asked for: that which is named, else the newest. None: there is none yet."""
     if run_id:
-        return _named(user, run_id)
+        return get_visible(Run, user, pk=_run_number(run_id))
     newest = runs_of(user, guided=guided)
-    if pid:
-        return next((run for run in newest[:50] if str(pid_of(run)) == pid), None)
-    found: Run | None = newest.first()
+    if not pid:
+        first: Run | None = newest.first()
+        return first
+    found = _with_pid(newest[:MOST_LOOKED_AT], pid)
+    if found is None:
+        raise Missing(f"None of your latest runs has the process {pid}: name the run.", field="pid")
     return found
 
 
-def _named(user: User, run_id: str) -> Run:
-    if not run_id.isdecimal() or len(run_id) > 18:
-        raise UserError("run is the number of a run.", field="run")
-    return get_visible(Run, user, pk=int(run_id))
+def _with_pid(runs: Iterable[Run], pid: str) -> Run | None:
+    _number("pid", pid, least=1)
+    return next((run for run in runs if str(pid_of(run)) == pid), None)
+
+
+def _run_number(text: str) -> int:
+    return _number("run", text, least=1)
 
 
 def log_lines(run: Run, request: Request) -> tuple[list[str], int]:
-    """Lines and the byte after them. Without `offset` the last ones; an unfinished line waits for the next call."""
-    limit = _whole_number(request, "limit", DEFAULT_LINES)
-    size = logfile.size(run.log_path)
-    if request.query_params.get("offset", "") == "":
-        begin = max(0, size - LOG_BYTES)
-        lines = _lines(logfile.read_at(run.log_path, begin, LOG_BYTES))
-        return lines[-min(limit, MOST_LINES) :], size
-    begin = _whole_number(request, "offset", 0)
+    """Lines and the byte after them: the last ones, or those from `offset` on. While the run goes on, what has no end
+    yet, neither `\\n` nor the `\\r` of a progress bar, waits for the next call."""
+    limit = min(_number("limit", request.query_params.get("limit") or str(DEFAULT_LINES), least=1), MOST_LINES)
+    offset = request.query_params.get("offset", "")
+    begin = _number("offset", offset) if offset else logfile.tail_offset(run.log_path, LOG_BYTES)
     data = logfile.read_at(run.log_path, begin, LOG_BYTES)
-    whole = data if not run.is_active else data[: data.rfind(b"\n") + 1]
-    kept = b"\n".join(whole.split(b"\n")[:limit])
-    if len(kept) < len(whole):
-        kept += b"\n"
-    return _lines(kept), begin + len(kept)
+    if run.is_active:
+        data = data[: _whole_bytes(data)]
+    if not offset:
+        return _lines(data)[-limit:], begin + len(data)
+    ended = data.split(b"\n")
+    data = b"\n".join(ended[:limit]) + (b"\n" if len(ended) > limit else b"")
+    return _lines(data), begin + len(data)
+
+
+def _whole_bytes(data: bytes) -> int:
+    """Up to the end of the last piece; all of a piece that is longer than one answer."""
+    end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+    return len(data) if not end and len(data) == LOG_BYTES else end
 
 
 def _lines(data: bytes) -> list[str]:
     return plain_lines(data).removesuffix("\n").split("\n") if data else []
 
 
-def _whole_number(request: Request, name: str, default: int) -> int:
-    text = request.query_params.get(name, "") or str(default)
-    if not text.isdecimal() or len(text) > 18:
-        raise UserError(f"{name} is a whole number, 0 or more.", field=name)
+def _number(name: str, text: str, *, least: int = 0) -> int:
+    if not text.isdecimal() or len(text) > MOST_DIGITS or int(text) < least:
+        raise UserError(f"{name} is a whole number, {least} or more.", field=name)
     return int(text)
 
 
@@ -275,8 +312,7 @@ class DiffusionPipeValidate(ScriptView):
     @extend_schema(request=OpenApiTypes.OBJECT, responses=OpenApiTypes.OBJECT, tags=["scripts"])
     def post(self, request: Request) -> Response:
         """Whether the model's files are where the call says."""
-        given = {name: self.text(name) for name in diffusion_pipe_scripts.PATHS}
-        missing = diffusion_pipe_scripts.missing_paths(given)
+        missing = diffusion_pipe_scripts.missing_paths({name: self.text(name) for name in diffusion_pipe_scripts.PATHS})
         return Response({"ok": not missing, "missing": missing})
 
 
@@ -285,17 +321,20 @@ class DiffusionPipeStart(ScriptView):
     def post(self, request: Request) -> Response:
         """Queue a run of Diffusion Pipe. A second one while the caller has one is 409 with its number."""
         user = signed_in(request)
-        if (other := open_run(user, "", guided=False)) is not None:
-            raise Conflict(f"Run {other.pk} ({other.output_name}) of yours trains or waits already.", field="run")
         order = diffusion_pipe_scripts.read_order(request.data)
-        dataset = find_dataset(user, order.dataset_name)
-        run = diffusion_pipe_scripts.submit(user, order, dataset)
-        return Response(started(run) | {"config": str(run.folder.name + "/" + f"{run.output_name}.toml")})
+        dataset = find_dataset(user, order.dataset_name, field="dataset_path")
+        try:
+            run = diffusion_pipe_scripts.submit(user, order, dataset)
+        except diffusion_pipe_scripts.Occupied as error:
+            return Response({"detail": error.message, "run": error.run.pk}, status=error.status)
+        config = run.folder / f"{run.output_name}.toml"
+        return Response(started(run) | {"config": config.relative_to(settings.WORKSPACE).as_posix()})
 
 
 class DiffusionPipeStop(ScriptView):
     @extend_schema(request=OpenApiTypes.OBJECT, responses=OpenApiTypes.OBJECT, tags=["scripts"])
     def post(self, request: Request) -> Response:
+        """Stop the run that is named by `run` or `pid`, else the caller's newest one of Diffusion Pipe."""
         run = open_run(signed_in(request), self.text("run"), guided=False, pid=self.text("pid"))
         if run is None:
             return Response({"status": "noop", "detail": "No Diffusion Pipe run of yours trains or waits."})
@@ -309,7 +348,7 @@ class DiffusionPipeLogs(ScriptView):
     def get(self, request: Request) -> Response:
         """The last lines of the run that is named, else of the newest one."""
         query = request.query_params
-        run = newest_run(signed_in(request), query.get("run", ""), guided=False, pid=query.get("pid", ""))
+        run = shown_run(signed_in(request), query.get("run", ""), guided=False, pid=query.get("pid", ""))
         if run is None:
             return Response({"run": None, "pid": None, "lines": []})
         return Response({"run": run.pk, "pid": pid_of(run), "lines": log_lines(run, request)[0]})
@@ -320,8 +359,6 @@ class DatasetList(ScriptView):
     @extend_schema(responses=OpenApiTypes.OBJECT, tags=["scripts"])
     def get(self, request: Request) -> Response:
         """The caller's datasets, named as Kohya's folders are."""
-        from datasets.selectors import script_rows
-
         return Response(script_rows(signed_in(request)))
 
 
@@ -329,38 +366,14 @@ class ServiceList(ScriptView):
     @extend_schema(responses=OpenApiTypes.OBJECT, tags=["scripts"])
     def get(self, request: Request) -> Response:
         """The parts of the installation, in short."""
-        rows = parts.list_parts(signed_in(request))
-        named = [{"name": one.name, "display": one.display, "state": one.state} for one in rows]
-        return Response([row | {"running": one.is_running} for row, one in zip(named, rows, strict=True)])
+        return Response([_part(part) for part in parts.list_parts(signed_in(request))])
 
 
 class Telemetry(ScriptView):
     @extend_schema(responses=OpenApiTypes.OBJECT, tags=["scripts"])
     def get(self, request: Request) -> Response:
         """How busy this machine and the GPUs of all hosts are."""
-        machine = vitals.read_machine()
-        gpus = Device.objects.filter(kind="cuda").select_related("host").order_by("host__name", "index")
-        return Response(
-            {
-                "load": list(machine.load),
-                "cpu_count": machine.cpu_count,
-                "memory": {"total": machine.memory_total_bytes, "used": machine.memory_used_bytes},
-                "disks": disk.read_disks(),
-                "gpus": [_gpu(device) for device in gpus],
-            }
-        )
-
-
-def _gpu(device: Device) -> dict[str, Any]:
-    last = device.samples.order_by("-at").first()
-    return {
-        "index": device.index,
-        "name": device.name,
-        "host": device.host.name,
-        "util": last.utilisation if last else None,
-        "mem_used": last.memory_used_bytes if last else None,
-        "mem_total": device.memory_bytes,
-    }
+        return Response(telemetry(signed_in(request)))
 
 
 class TensorBoardStatus(ScriptView):
@@ -381,7 +394,7 @@ class PullStart(ScriptView):
     @extend_schema(request=OpenApiTypes.OBJECT, responses=OpenApiTypes.OBJECT, tags=["scripts"])
     def post(self, request: Request, name: str) -> Response:
         """Begin to pull a model of the manifest. Staff only."""
-        start_pull(signed_in(request), name, self.text("subdir"), request=request._request)
+        start_pull(signed_in(request), name, self.text("subdir"), request=request)
         return Response(_pull(pull_status(signed_in(request), name)))
 
 
@@ -397,6 +410,10 @@ MANIFEST_FIELDS = (
     "target_path",
 )  # fmt: skip
 PULL_FIELDS = ("name", "state", "progress_pct", "last_line", "error")
+
+
+def _part(part: parts.Part) -> dict[str, Any]:
+    return {"name": part.name, "display": part.display, "state": part.state, "running": part.is_running}
 
 
 def _manifest_row(row: Any) -> dict[str, Any]:

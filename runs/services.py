@@ -32,6 +32,7 @@ from runs.enums import ACTIVE, TERMINAL, DeviceKind, Priority, Status, StopInten
 from runs.models import OWN_OUTPUTS, Run, RunEvent, outputs_of
 from runs.planning import GUIDED, plan_run, variations, why_unavailable
 from runs.stacks import get_stack
+from runs.trainer_secrets import secret_environment
 from runs.trainpilot import base_of
 from runs.transitions import change_status
 
@@ -126,6 +127,7 @@ def _create(owner: User, order: Order, version: DatasetVersion, source: Source, 
         options=order.options,
         base=base_of(owner) if order.profile else None,
     )
+    secret_environment(owner, get_stack(source.stack), plan.options)  # the start needs them; it refuses what is missing
     now = timezone.now()
     facts = {"needed_bytes": plan.needed_bytes, "total_steps": plan.spec.steps, "device": plan.device}
     try:

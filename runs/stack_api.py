@@ -37,7 +37,7 @@ class StackListView(APIView):
 
 
 class StackView(APIView):
-    @extend_schema(responses=OptionSerializer(many=True))
+    @extend_schema(operation_id="stacks_options_list", responses=OptionSerializer(many=True))
     def get(self, request: Request, key: str) -> Response:
         """Every key that the trainer knows, and which of them are options of yours."""
         table = _stack(key).table()

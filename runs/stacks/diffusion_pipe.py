@@ -63,6 +63,7 @@ from runs.stacks.staging import staged_folders
 
 OUTPUT = "diffusion-pipe"  # in the run's folder
 DATASET = "dataset."  # before the names of options of the dataset's file
+MONITORING = "monitoring"
 STATE_MINUTES = 10  # what a crash loses at most; a LoRA's state is small
 SAVING_SECONDS = 300  # a step of a video model takes a minute, and the save comes after it
 UNUSED = (
@@ -248,6 +249,8 @@ def _config(job: TrainingJob, dataset: Path) -> dict[str, Any]:
         section, dot, name = key.partition(".")
         if key.startswith(DATASET) or key in FLAGS:
             continue
+        if section == MONITORING:
+            continue
         if dot:
             config[section][name] = value
         else:
@@ -257,7 +260,17 @@ def _config(job: TrainingJob, dataset: Path) -> dict[str, Any]:
     if config["adapter"]["type"] != "lora":
         config["adapter"].pop("dropout", None)
     ours = {"output_dir": str(job.folder / OUTPUT), "dataset": str(dataset), "steps_per_print": 1}
-    return ours | {"eval_before_first_step": False} | config
+    return ours | {"eval_before_first_step": False} | config | _monitoring(job)
+
+
+def _monitoring(job: TrainingJob) -> dict[str, Any]:
+    """Curves for Weights & Biases, when the options ask for them. train.py wants a key in its configuration; with an
+    empty one wandb takes WANDB_API_KEY from the environment, and writes the key nowhere."""
+    if not job.options.get(f"{MONITORING}.enable_wandb"):
+        return {}
+    names = {"wandb_tracker_name": "lora-pilot", "wandb_run_name": job.name}
+    given = {name: job.options.get(f"{MONITORING}.{name}", default) for name, default in names.items()}
+    return {MONITORING: {"enable_wandb": True, "wandb_api_key": "", **given}}
 
 
 def _of_spec(job: TrainingJob) -> dict[str, Any]:
@@ -599,6 +612,11 @@ FAILURES = (
         r"EADDRINUSE|[Aa]ddress already in use",
         "Another program took the port of this run's processes. Resume: it gets another one.",
         Cause.KILLED,
+    ),
+    failure(
+        r"wandb(?:\.\w+)*\.(?:AuthenticationError|CommError|UsageError)\b",
+        "Weights & Biases did not take your key, or the host does not reach it. Check the key on your account page, or "
+        "leave monitoring.enable_wandb out, in a new run.",
     ),
     Failure(
         re.compile(r"Main process received SIG(?:TERM|INT), exiting|exits with return code = -(?:2|15)\b"),

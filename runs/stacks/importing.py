@@ -26,7 +26,9 @@ def read_toml(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"This is no TOML: {error}.", field="config") from None
+        at_end = f"at line {text.count(chr(10)) + 1}, column {len(text) - text.rfind(chr(10))}"
+        where = str(error).replace("at end of document", at_end)
+        raise UserError(f"This is no TOML: {where}.", field="config") from None
 
 
 def check_length(text: str) -> None:

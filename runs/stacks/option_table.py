@@ -89,6 +89,7 @@ class StackOption:
     names_of_settings: Mapping[str, str] = field(default_factory=dict)
     architectures: frozenset[str] = frozenset()  # empty: all
     instead_of: str = ""
+    secret: str = ""  # name of the user's key of another service that the trainer needs when this is on
     setting: str = ""
     ours: str = ""
     refused: str = ""

@@ -13,6 +13,7 @@ import logging
 import shutil
 import time
 import uuid
+from collections.abc import Iterable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,7 @@ from runs.stacks.base import (
     TrainingPicture,
 )
 from runs.supervision import process
+from runs.trainer_secrets import secret_environment
 from runs.transitions import change_status
 
 log = logging.getLogger(__name__)
@@ -156,9 +158,10 @@ class _Slice:
             if process.is_free(_lock_of(self.run)):
                 self._catch_up()
                 _remove_drafts(self.run.folder)
+                secrets = secret_environment(self.run.owner, self.stack, self.run.options)
                 plan = self._compile()
                 _write_files(plan, self.run.folder)
-                process.start(self.folder, _launch_record(self.run, plan))
+                process.start(self.folder, _launch_record(self.run, plan, secrets), secrets)
         except LeaseLost:
             raise
         except Exception as error:  # whatever it was, the run must not stay "starting"
@@ -363,7 +366,7 @@ def _lock_of(run: Run) -> Path:
     return run.folder / "_attempts" / "lock"
 
 
-def _launch_record(run: Run, plan: LaunchPlan) -> process.Launch:
+def _launch_record(run: Run, plan: LaunchPlan, secrets: Iterable[str]) -> process.Launch:
     return process.Launch(
         argv=list(plan.argv),
         env=dict(plan.env),
@@ -371,6 +374,7 @@ def _launch_record(run: Run, plan: LaunchPlan) -> process.Launch:
         log=str(run.log_path),
         lock=str(_lock_of(run)),
         stop=[dataclasses.asdict(step) for step in plan.stop],
+        secrets=sorted(secrets),
     )
 
 

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,24 @@ class Launch:
     log: str
     lock: str
     stop: list[dict[str, Any]]
+    secrets: list[str] = field(default_factory=list)  # names of variables of the runner's that the trainer gets, too
 
 
 class NotStarted(Exception):
     """The runner ended before it had written who it is: it was killed, or another one holds the run's lock."""
 
 
-def start(folder: Path, launch: Launch) -> None:
+def start(folder: Path, launch: Launch, secrets: Mapping[str, str] | None = None) -> None:
     """Start the runner of this attempt; it has written who it is when this returns. Raises NotStarted otherwise.
 
-    Starting an attempt that was started before changes nothing.
+    Starting an attempt that was started before changes nothing. `secrets`: variables for the trainer that are in no
+    file; they go through the environment of the runner, which launch.json tells their names only.
     """
     runner.write_json(folder / LAUNCH, {name: getattr(launch, name) for name in launch.__slots__})
     with (folder / "runner.log").open("ab") as log:
         ended = subprocess.run(
             [sys.executable, "-I", str(RUNNER), str(folder)],
+            env=os.environ | dict(secrets or {}),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

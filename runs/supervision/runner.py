@@ -1,7 +1,8 @@
 """Runs one attempt of a trainer: `python -I runner.py ATTEMPT_FOLDER`, in a session of its own.
 
 It outlives the worker that started it. Standard library only, Linux only; imports nothing of ours.
-  reads   launch.json   argv, env, cwd, log, lock, stop: [{signal, grace_seconds, command}, …]
+  reads   launch.json   argv, env, secrets (names of variables of ours that the trainer gets, too), cwd, log, lock,
+                        stop: [{signal, grace_seconds, command}, …]
   writes  runner.json   pid, start_ticks, boot_id (who I am), then trainer_pid
           exit.json     code, stop_requested, signals (sent for the stop), oom_kills (by the kernel meanwhile),
                         log_offset (where this attempt's output begins); by tmp + fsync + rename, as runner.json
@@ -279,7 +280,7 @@ def train(folder: Path, launch: dict[str, Any], me: dict[str, Any], stop: StopPl
             trainer = subprocess.Popen(
                 launch["argv"],
                 cwd=launch["cwd"],
-                env=launch["env"],
+                env=launch["env"] | {name: os.environ[name] for name in launch.get("secrets", ())},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -213,7 +213,7 @@ def test_closed_keys_are_refused_by_name_with_their_reason(name):
         ("ai_toolkit", "sqlite_db_path"),
         ("diffusion_pipe", "adapter.init_from_existing"),
         ("diffusion_pipe", "model.merge_adapters"),
-        ("diffusion_pipe", "monitoring.enable_wandb"),
+        ("diffusion_pipe", "monitoring.wandb_api_key"),
         ("diffusion_pipe", "dataset.mask_path"),
     ],
 )
