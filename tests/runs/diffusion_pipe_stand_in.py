@@ -38,7 +38,7 @@ LAUNCH = textwrap.dedent(
 
 TRAIN = textwrap.dedent(
     """
-    import argparse, json, os, pathlib, shutil, signal, struct, sys, time, tomllib
+    import argparse, hashlib, json, os, pathlib, shutil, signal, struct, sys, time, tomllib
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--local_rank", type=int)
     parser.add_argument("--deepspeed", action="store_true")
@@ -49,6 +49,11 @@ TRAIN = textwrap.dedent(
     config = tomllib.loads(args.config.read_text())
     data = tomllib.loads(pathlib.Path(config["dataset"]).read_text())
     behaviour = open("behaviour").read()
+    monitoring = config.get("monitoring", {})
+    if monitoring.get("enable_wandb"):
+        key = monitoring["wandb_api_key"] or os.environ["WANDB_API_KEY"]
+        names = (monitoring["wandb_tracker_name"], monitoring["wandb_run_name"])
+        print("wandb:", *names, hashlib.sha256(key.encode()).hexdigest())
     for directory in data["directory"]:
         print(f"caching latents: {directory['path']}")
     if behaviour == "waits before it trains":

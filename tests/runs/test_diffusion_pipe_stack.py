@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import json
 import random
 import struct
@@ -14,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from lorapilot.errors import UserError
+from lorapilot.services import set_secret
 from models_registry.enums import Architecture
 from runs import endings, services, stacks
 from runs.enums import DeviceKind, Status
+from runs.models import Run
 from runs.spec import OPTIMIZERS, SCHEDULES, RunSpec
 from runs.stacks import save_and_quit
 from runs.stacks.base import (
@@ -40,6 +43,7 @@ from runs.stacks.diffusion_pipe_models import FAMILIES, SDXL_CONFIGURATION
 from runs.stacks.option_table import check_options
 from runs.supervision import follow, process
 from runs.supervision.follow import supervise_slice
+from runs.trainer_secrets import VARIABLES
 from tests.factories import make_run, make_slot
 from tests.runs import diffusion_pipe_stand_in as stand_in
 
@@ -685,6 +689,67 @@ def test_run_trains_to_its_end(run, handed_out):
     ]
     assert [state.step for state in run.states.all()][-1] == 4
     assert metadata_of(run.folder / "first.safetensors")["run"] == str(run.pk)
+
+
+# --- Weights & Biases -------------------------------------------------------------------------------------------------
+KEY = "wandb-key-0123456789-0123456789-01234567"
+ASKS = {"monitoring.enable_wandb": True}
+
+
+def test_nothing_is_sent_without_the_option(workspace, home):
+    assert "monitoring" not in tables(STACK.compile(job_of(workspace)))[0]
+    names = {"monitoring.wandb_run_name": "x", "monitoring.enable_wandb": False}
+    assert "monitoring" not in tables(STACK.compile(job_of(workspace, options=names)))[0]
+
+
+def test_curves_are_named_by_the_run_unless_the_options_say_more(workspace, home):
+    told = [
+        tables(STACK.compile(job_of(workspace, options=ASKS | more)))[0]["monitoring"]
+        for more in ({}, {"monitoring.wandb_tracker_name": "loras", "monitoring.wandb_run_name": "cat 1"})
+    ]
+    common = {"enable_wandb": True, "wandb_api_key": ""}
+    assert told == [
+        common | {"wandb_tracker_name": "lora-pilot", "wandb_run_name": "cat"},
+        common | {"wandb_tracker_name": "loras", "wandb_run_name": "cat 1"},
+    ]
+
+
+def test_key_reaches_the_trainer_and_no_file(run, alice, home, handed_out):
+    set_secret(alice, name="wandb", value=KEY)
+    play_worker(handed_out)  # the first one trains without
+    values = {"steps": 4, "save_every_steps": 2}
+    other = make_run(alice, output_name="with-curves", stack="diffusion_pipe", values=values, options=ASKS)
+    play_worker(handed_out)
+    for one in (run, other):
+        one.refresh_from_db()
+        assert (one.status, one.reason) == ("succeeded", "")
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    assert f"wandb: lora-pilot with-curves {digest}\n" in other.log_path.read_text()
+    asked = [json.loads((one.attempt_folder() / "launch.json").read_text())["secrets"] for one in (run, other)]
+    assert asked == [[], ["WANDB_API_KEY"]]
+    files = [file for one in (run, other) for file in one.folder.rglob("*") if file.is_file()]
+    assert len(files) > 20
+    assert [file for file in files if KEY.encode() in file.read_bytes()] == []
+
+
+def test_run_without_the_key_is_refused_before_it_starts(run, alice, bob, home, handed_out):
+    sentence = (
+        "monitoring.enable_wandb needs your key of Weights & Biases: set it on your account page, or leave it off."
+    )
+    with pytest.raises(UserError) as refused:
+        make_run(alice, output_name="second", stack="diffusion_pipe", options=ASKS)
+    assert (refused.value.message, refused.value.field) == (sentence, "options.monitoring.enable_wandb")
+    Run.objects.filter(pk=run.pk).update(options=ASKS)  # as when the key is deleted while the run waits
+    play_worker(handed_out)
+    run.refresh_from_db()
+    assert (run.status, run.reason) == ("failed", sentence)
+    assert not (run.attempt_folder() / "launch.json").exists()
+
+
+def test_every_secret_that_an_option_names_has_a_variable():
+    tables = [table for stack in stacks.STACKS.values() if (table := stack.table())]
+    named = {option.secret for table in tables for option in table.options.values()}
+    assert named == {"", *VARIABLES}
 
 
 def test_stop_saves_the_state_and_resume_goes_on_at_the_true_step(run, home, alice, handed_out, monkeypatch):
