@@ -96,7 +96,7 @@ def test_skip_link_leads_past_the_navigation(browser_of, live_platform):
     expect(page.locator(".skip-link")).to_be_focused()
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
-    expect(page.locator("main a.button-primary")).to_be_focused()
+    expect(page.locator("main a").first).to_be_focused()
 
 
 def test_queue_is_refreshed_and_keeps_the_focus(browser_of, live_platform):

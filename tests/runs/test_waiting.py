@@ -118,7 +118,7 @@ def gpu_slot(name, gpus=1, host_name="gpuhost"):
 )
 def test_run_starts_on_a_slot_that_suits_it(device, gpus, slots, suits):
     run = SimpleNamespace(device=device, spec={"gpus": gpus})
-    places = [waiting.Place(None, DeviceKind(kind), count) for kind, count in slots]
+    places = [waiting.Place(Slot(host=Host()), DeviceKind(kind), count) for kind, count in slots]
     assert [place.suits(run) for place in places] == suits
 
 
