@@ -117,9 +117,33 @@ def gpu_slot(name, gpus=1, host_name="gpuhost"):
     ],
 )
 def test_run_starts_on_a_slot_that_suits_it(device, gpus, slots, suits):
-    run = SimpleNamespace(device=device, spec={"gpus": gpus})
+    run = SimpleNamespace(device=device, spec={"gpus": gpus}, stack="builtin")
     places = [waiting.Place(Slot(host=Host()), DeviceKind(kind), count) for kind, count in slots]
     assert [place.suits(run) for place in places] == suits
+
+
+@pytest.mark.parametrize(
+    ("trainers", "suits"),
+    [
+        ({}, False),
+        ({"kohya": {"home": "", "python_version": ""}}, False),
+        ({"kohya": {"home": "/sd-scripts", "python_version": ""}}, False),  # its Python does not answer
+        ({"kohya": {"home": "/sd-scripts", "python_version": "3.11.7"}}, True),
+    ],
+)
+def test_run_starts_where_its_trainer_is(trainers, suits):
+    place = waiting.Place(Slot(host=Host(trainers=trainers)), DeviceKind.CPU, 1)
+    assert place.suits(SimpleNamespace(device="cpu", spec={}, stack="kohya")) is suits
+
+
+def test_run_waits_for_a_host_with_its_trainer(queue):
+    run = queue[0]
+    make_slot()
+    Run.objects.filter(pk=run.pk).update(stack="kohya")
+    run.refresh_from_db()
+    assert waiting.reason_to_wait(run) == (
+        "No host that takes runs has Kohya sd-scripts. The Services page says how to install it."
+    )
 
 
 def test_reasons_to_wait_say_what_to_do(queue, settings, monkeypatch):
