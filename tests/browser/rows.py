@@ -56,7 +56,10 @@ def main() -> None:
         trigger_word=dataset.trigger_word,
         number=1,
         digest="d1" * 32,
-        pictures=[{"sha256": f"{n:064x}", "caption": "sks face", "repeats": 1, "name": f"{n}.png"} for n in range(12)],
+        pictures=[
+            {"sha256": f"{n:064x}", "caption": "sks face", "repeats": 1, "name": f"{n}.png", "extension": "png"}
+            for n in range(12)
+        ],
     )
     base = BaseModel.objects.create(
         name="pilot-tiny", path="pilot-tiny", layout="folder", architecture="sdxl", resolution=128, bytes=9_400_000,

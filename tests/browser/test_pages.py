@@ -25,7 +25,8 @@ PATHS = [
     "/runs/{live}/share/", "/datasets/", "/datasets/new/", "/datasets/{dataset}/", "/models/", "/models/{base}/",
     "/models/get/", "/account/", "/accounts/password/change/", "/accounts/logout/", "/runs/{stopping}/", "/runs/{out}/",
     "/runs/{unheard}/", "/hosts/", "/hosts/{silent}/declare-dead/",
-    "/services/",
+    "/services/", "/runs/base-config/", "/runs/{done}/config/", "/runs/{done}/config/?stack=kohya",
+    "/runs/new/?from={done}", "/runs/compare/choose/",
 ]  # fmt: skip
 SCREENS = [(1280, 900, "light"), (1280, 900, "dark"), (375, 740, "light"), (375, 740, "dark")]
 
