@@ -13,6 +13,8 @@ RUN pip install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$(grep -m1 '
 COPY . .
 RUN useradd --create-home --uid 1000 lorapilot \
     && install -d -o lorapilot -g lorapilot /workspace /app/staticfiles
+# `models list`, `models pull NAME`, as documented.
+RUN printf '#!/bin/sh\nexec python /app/manage.py models "$@"\n' > /usr/local/bin/models && chmod 755 /usr/local/bin/models
 USER lorapilot
 ENV LORAPILOT_WORKSPACE=/workspace LORAPILOT_HOST=0.0.0.0 DJANGO_SETTINGS_MODULE=lorapilot.settings
 # So that a start finds nothing to collect. The secret key that the settings make on the way is thrown away.
