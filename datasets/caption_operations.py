@@ -125,8 +125,11 @@ def _rename(operation: Operation, caption: str) -> str:
     if old not in [tag.casefold() for tag in tags]:
         return caption
     renamed = [operation.replacement.strip() if tag.casefold() == old else tag for tag in tags]
-    once = {tag.casefold(): tag for tag in reversed(renamed) if tag}
-    return ", ".join(reversed(once.values()))
+    once: dict[str, str] = {}
+    for tag in renamed:
+        once.setdefault(tag.casefold(), tag)
+    once.pop("", None)
+    return ", ".join(once.values())
 
 
 def _replace(operation: Operation, caption: str) -> str:
