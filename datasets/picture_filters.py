@@ -140,7 +140,9 @@ def _text(query: Mapping[str, str], name: str) -> str:
 
 # --- Conditions -------------------------------------------------------------------------------------------------------
 def with_tag(tag: str) -> Q:
-    return Q(caption__iregex=rf"(^|,)\s*{re.escape(tag)}\s*(,|$)")
+    exactly = Q(caption__iregex=rf"(^|,)\s*{re.escape(tag)}\s*(,|$)")
+    # Most captions are passed over by what the database does itself; SQLite's LIKE knows the case of ASCII only.
+    return Q(caption__icontains=tag) & exactly if tag.isascii() else exactly
 
 
 def without_trigger(dataset: Dataset) -> Q:
