@@ -93,6 +93,7 @@ class DatasetViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
         return self.get_serializer(self.get_queryset().get(pk=pk)).data
 
 
+@extend_schema_view(list=extend_schema(parameters=[FilterInput]))
 class PictureViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[Picture]):
     """The pictures of a dataset, with their captions."""
 
@@ -106,10 +107,6 @@ class PictureViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
         if self.action != "list":
             return selectors.pictures_of(dataset)
         return PictureFilter.from_query(self.request.query_params).pictures(dataset)
-
-    @extend_schema(parameters=[FilterInput])
-    def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        return super().list(request, *args, **kwargs)
 
     @extend_schema(
         request={"multipart/form-data": FilesInput},

@@ -168,7 +168,7 @@ def _show_plan(request: HttpRequest, dataset: Dataset, *, notice: str = "") -> H
         except UserError as refused:
             error = refused.message
     else:
-        error = " ".join(sentence for sentences in form.errors.values() for sentence in sentences)
+        error = " ".join(str(sentence) for sentences in form.errors.values() for sentence in sentences)
     context = {"dataset": dataset, "plan": plan, "notice": notice, "error": error, "sent": _sent(request)}
     if request.htmx:  # type: ignore[attr-defined]  # django_htmx's middleware
         return render(request, "datasets/_bulk_preview.html", context)

@@ -83,7 +83,7 @@ class BulkEdit(models.Model):
 
     @property
     def is_deletion(self) -> bool:
-        return self.removed != []
+        return bool(self.removed)
 
 
 class CaptionChange(models.Model):

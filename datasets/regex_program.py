@@ -21,7 +21,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     asked = json.load(sys.stdin)
     try:
-        answer = {"captions": replaced(asked)}
+        answer: dict[str, object] = {"captions": replaced(asked)}
     except (re.error, IndexError, OverflowError, RecursionError, ValueError) as error:
         answer = {"error": str(error)}
     json.dump(answer, sys.stdout)
