@@ -19,7 +19,11 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from datasets import selectors, services
+from datasets.caption_api import conflict_response
+from datasets.caption_edits import CaptionConflict
+from datasets.caption_serializers import CaptionConflictSerializer, FilterInput
 from datasets.models import Dataset, DatasetVersion, Picture
+from datasets.picture_filters import PictureFilter
 from datasets.serializers import (
     CaptionInput,
     DatasetChanges,
@@ -89,6 +93,7 @@ class DatasetViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
         return self.get_serializer(self.get_queryset().get(pk=pk)).data
 
 
+@extend_schema_view(list=extend_schema(parameters=[FilterInput]))
 class PictureViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[Picture]):
     """The pictures of a dataset, with their captions."""
 
@@ -99,7 +104,9 @@ class PictureViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
 
     def get_queryset(self) -> QuerySet[Picture]:
         dataset = get_visible(Dataset, signed_in(self.request), pk=self.kwargs["dataset_pk"])
-        return selectors.pictures_of(dataset)
+        if self.action != "list":
+            return selectors.pictures_of(dataset)
+        return PictureFilter.from_query(self.request.query_params).pictures(dataset)
 
     @extend_schema(
         request={"multipart/form-data": FilesInput},
@@ -115,10 +122,14 @@ class PictureViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
         body = {"detail": detail} | report.as_dict()
         return Response(body, status=HTTPStatus.CREATED if done else HTTPStatus.BAD_REQUEST)
 
-    @extend_schema(request=CaptionInput, responses=PictureSerializer)
+    @extend_schema(request=CaptionInput, responses={200: PictureSerializer, 409: CaptionConflictSerializer})
     def partial_update(self, request: Request, dataset_pk: int, pk: int) -> Response:
+        """Change the caption. With the `revision` that you saw, never over somebody else's: 409 has both texts."""
         picture = selectors.editable_picture(signed_in(request), dataset_id=dataset_pk, picture_id=pk)
-        services.set_caption(picture, caption=_valid(CaptionInput(data=request.data))["caption"])
+        try:
+            services.set_caption(picture, **_valid(CaptionInput(data=request.data)), actor=signed_in(request))
+        except CaptionConflict as conflict:
+            return conflict_response(conflict)
         return Response(self.get_serializer(picture).data)
 
     @extend_schema(responses={204: None})

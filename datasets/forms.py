@@ -26,6 +26,13 @@ class DatasetForm(forms.Form):
 class CaptionForm(forms.Form):
     # Line breaks count as two characters here, and the service folds them: it has the last word on the length.
     caption = forms.CharField(required=False, max_length=2 * MAX_CHARACTERS)
+    revision = forms.IntegerField(required=False, min_value=1)
+
+    def sentence(self) -> str:
+        """What is wrong."""
+        if "caption" in self.errors:
+            return "The caption is too long. Shorten it."
+        return "The page is out of date. Reload it."
 
 
 class ShareForm(forms.Form):

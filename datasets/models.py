@@ -47,6 +47,7 @@ class Picture(models.Model):
     bytes = models.PositiveBigIntegerField()
     original_name = models.CharField(max_length=255, help_text="As uploaded; shown only, never used as a path.")
     caption = models.TextField(blank=True)
+    revision = models.PositiveIntegerField(default=1, help_text="Counts the captions; see caption_edits.py.")
     repeats = models.PositiveSmallIntegerField(default=1)
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
@@ -60,6 +61,62 @@ class Picture(models.Model):
 
     def __str__(self) -> str:
         return self.original_name
+
+
+class BulkEdit(models.Model):
+    """One edit of many captions, or the deletion of many pictures, with what undoing it needs."""
+
+    dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="bulk_edits")
+    actor = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
+    label = models.CharField(max_length=200, help_text="What was done, for a person.")
+    picture_count = models.PositiveIntegerField(default=0, help_text="Pictures that were changed, or deleted.")
+    # Of a deletion: the rows that restoring it writes; see picture_removal.py.
+    removed = models.JSONField(default=list, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    undone_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-pk"]
+
+    def __str__(self) -> str:
+        return self.label
+
+    @property
+    def is_deletion(self) -> bool:
+        return bool(self.removed)
+
+
+class CaptionChange(models.Model):
+    """That a picture's caption was `before` and became `after`, its revision `revision` with it."""
+
+    picture = models.ForeignKey(Picture, on_delete=models.CASCADE, related_name="caption_changes")
+    edit = models.ForeignKey(BulkEdit, null=True, blank=True, on_delete=models.CASCADE, related_name="changes")
+    actor = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
+    before = models.TextField(blank=True)
+    after = models.TextField(blank=True)
+    revision = models.PositiveIntegerField()
+    is_undone = models.BooleanField(default=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering: ClassVar = ["-pk"]
+        indexes: ClassVar = [models.Index(fields=["edit", "picture"], name="caption_change_of_edit")]
+
+    def __str__(self) -> str:
+        return f"{self.before} → {self.after}"
+
+
+class TagList(models.Model):
+    """A person's list of tags to choose from, such as a booru's."""
+
+    owner = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
+    name = models.CharField(max_length=255, help_text="Of the file, as uploaded; shown only.")
+    tags = models.TextField(help_text="`tag,count` lines, the most frequent first; see tag_lists.py.")
+    tag_count = models.PositiveIntegerField()
+    updated_at = models.DateTimeField(auto_now=True)
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class DatasetVersion(models.Model):

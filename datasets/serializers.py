@@ -70,6 +70,7 @@ class PictureSerializer(serializers.ModelSerializer[Picture]):
             "id",
             "original_name",
             "caption",
+            "revision",
             "sha256",
             "extension",
             "width",
@@ -91,6 +92,7 @@ class PictureSerializer(serializers.ModelSerializer[Picture]):
 
 class CaptionInput(serializers.Serializer[Picture]):
     caption = serializers.CharField(allow_blank=True, help_text="One line; line breaks become spaces.")
+    revision = serializers.IntegerField(required=False, min_value=1, help_text="The one that you saw: 409 if past.")
 
 
 class FilesInput(serializers.Serializer[Any]):

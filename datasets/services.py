@@ -23,6 +23,7 @@ from django.db.models import F, Max, Q
 from django.utils import timezone
 
 from datasets import archives, captions, partials, pictures
+from datasets.caption_edits import replace_captions, set_caption
 from datasets.models import Dataset, DatasetVersion, Picture, Upload
 from datasets.pictures import StagedPicture, picture_path
 from lorapilot import jobs
@@ -128,15 +129,7 @@ def _touch(dataset: Dataset) -> None:
 
 
 # --- One picture ------------------------------------------------------------------------------------------------------
-def set_caption(picture: Picture, *, caption: str) -> Picture:
-    picture.caption = captions.clean_caption(caption)
-    with transaction.atomic():
-        picture.save(update_fields=["caption", "updated_at"])
-        _touch(picture.dataset)
-    return picture
-
-
-RESTORED = ("pk", "sha256", "extension", "width", "height", "bytes", "original_name", "caption", "repeats")
+RESTORED = ("pk", "sha256", "extension", "width", "height", "bytes", "original_name", "caption", "revision", "repeats")
 
 
 def delete_picture(picture: Picture) -> dict[str, Any]:
@@ -338,7 +331,7 @@ def _record(dataset: Dataset, batch: _Batch, targets: dict[int, str], progress: 
                 fresh[staged.sha256] = _new_picture(dataset, staged, caption)
                 report.added.append(staged.name)
         Picture.objects.bulk_create(fresh.values(), batch_size=500)
-        report.captioned += _caption_pictures(dataset, targets)
+        report.captioned += replace_captions(dataset, captions=targets, label="Captions of an import", actor=None)
         _touch(dataset)
     return report
 
@@ -354,15 +347,6 @@ def _new_picture(dataset: Dataset, staged: StagedPicture, caption: str) -> Pictu
         original_name=staged.name,
         caption=caption,
     )
-
-
-def _caption_pictures(dataset: Dataset, targets: dict[int, str]) -> list[str]:
-    found = list(dataset.pictures.filter(pk__in=targets))
-    for picture in found:
-        picture.caption = targets[picture.pk]
-        picture.updated_at = timezone.now()
-    Picture.objects.bulk_update(found, ["caption", "updated_at"], batch_size=200)
-    return [picture.original_name for picture in found]
 
 
 def plain_name(name: str) -> str:

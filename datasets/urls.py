@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from datasets import views
+from datasets import caption_urls, views
 
 app_name = "datasets"
 urlpatterns = [
@@ -16,8 +16,8 @@ urlpatterns = [
     path("<int:pk>/upload/", views.upload, name="upload"),
     path("<int:pk>/delete/", views.delete, name="delete"),
     path("<int:pk>/restore/", views.restore, name="restore"),
-    path("<int:pk>/pictures/<int:picture_pk>/caption/", views.caption, name="caption"),
     path("<int:pk>/pictures/<int:picture_pk>/delete/", views.picture_delete, name="picture-delete"),
     path("<int:pk>/pictures/<int:picture_pk>/thumbnail/", views.thumbnail, name="thumbnail"),
     path("<int:pk>/pictures/<int:picture_pk>/original/", views.original, name="original"),
+    *caption_urls.urlpatterns,
 ]

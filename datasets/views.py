@@ -19,7 +19,8 @@ from django.utils.http import content_disposition_header
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from datasets import selectors, services
-from datasets.forms import CaptionForm, DatasetForm, ShareForm, UploadForm
+from datasets.caption_views import pictures_context
+from datasets.forms import DatasetForm, ShareForm, UploadForm
 from datasets.models import Dataset, Picture
 from datasets.pictures import CONTENT_TYPES, ensure_thumbnail, picture_path
 from lorapilot.access import get_editable, signed_in
@@ -27,7 +28,6 @@ from lorapilot.errors import UserError
 from lorapilot.services import record
 
 DATASETS_A_PAGE = 24
-PICTURES_A_PAGE = 60
 UNDO_SECONDS = 3600
 READ_BYTES = 256 * 1024
 
@@ -133,13 +133,7 @@ def _detail_page(
     dataset = selectors.visible_datasets(user).filter(pk=pk).first()
     if dataset is None:
         raise Http404
-    only_missing = request.GET.get("show") == "missing"
-    found = selectors.pictures_of(dataset, only_missing=only_missing)
-    context = {
-        "dataset": dataset,
-        "page": Paginator(found, PICTURES_A_PAGE).get_page(request.GET.get("page")),
-        "only_missing": only_missing,
-        "can_edit": dataset.is_editable_by(user),
+    context = pictures_context(request, dataset) | {
         "versions": dataset.versions.defer("pictures"),
         "edit_form": edit_form or DatasetForm({"name": dataset.name, "trigger_word": dataset.trigger_word}),
         "share_form": share_form or ShareForm(initial={"groups": dataset.groups.all()}, user=user, dataset=dataset),
@@ -162,30 +156,6 @@ def _show_report(request: HttpRequest, report: services.ImportReport) -> None:
 
 
 # --- One picture ------------------------------------------------------------------------------------------------------
-@require_POST
-def caption(request: HttpRequest, pk: int, picture_pk: int) -> HttpResponse:
-    """Saved as soon as the field is left (htmx), or by its button."""
-    picture = selectors.editable_picture(signed_in(request), dataset_id=pk, picture_id=picture_pk)
-    form = CaptionForm(request.POST)
-    error = "" if form.is_valid() else "The caption is too long. Shorten it."
-    if not error:
-        try:
-            services.set_caption(picture, caption=form.cleaned_data["caption"])
-        except UserError as refused:
-            error = refused.message
-    if request.htmx:  # type: ignore[attr-defined]  # django_htmx's middleware
-        return _caption_state(request, picture.dataset, error)
-    if error:
-        raise UserError(error, field="caption")
-    return redirect(reverse("datasets:detail", args=[pk]) + f"#picture-{picture_pk}")
-
-
-def _caption_state(request: HttpRequest, dataset: Dataset, error: str) -> HttpResponse:
-    missing = selectors.pictures_of(dataset, only_missing=True).count()
-    context = {"dataset": dataset, "error": error, "missing_count": missing}
-    return render(request, "datasets/_caption_state.html", context)
-
-
 @get_or_post
 def picture_delete(request: HttpRequest, pk: int, picture_pk: int) -> HttpResponse:
     """Asks first (a dialog with scripts, a page without), and offers to undo it."""

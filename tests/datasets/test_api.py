@@ -307,6 +307,7 @@ def test_picture_is_shown_with_what_it_is(shared, api):
         "id": picture.pk,
         "original_name": "red.png",
         "caption": "a red picture",
+        "revision": 1,
         "sha256": picture.sha256,
         "extension": "png",
         "width": 64,
@@ -413,7 +414,7 @@ def test_caption_changes_nothing_but_the_caption(shared, api):
     asked = {"caption": "new", "repeats": 9, "original_name": "x", "sha256": "0" * 64, "id": 7, "dataset": 9}
     api.patch(at(shared, f"pictures/{before['id']}/"), asked)
     after = Picture.objects.values().get()
-    assert after == before | {"caption": "new", "updated_at": after["updated_at"]}
+    assert after == before | {"caption": "new", "revision": 2, "updated_at": after["updated_at"]}
 
 
 def test_delete_takes_the_picture_out_and_its_file_stays(shared, add, api):

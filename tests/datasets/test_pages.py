@@ -15,7 +15,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from datasets import pictures, services, urls, views
+from datasets import caption_urls, pictures, services, urls, views
 from datasets.models import Dataset, DatasetVersion, Picture
 from lorapilot.models import AuditEntry
 
@@ -64,7 +64,8 @@ def addresses(dataset, picture):
 
 # --- Who may, and how -------------------------------------------------------------------------------------------------
 def test_every_page_is_tested_here(addresses):
-    assert {pattern.name for pattern in urls.urlpatterns} == {"list", "new", *addresses}
+    elsewhere = {pattern.name for pattern in caption_urls.urlpatterns} - {"caption"}  # test_caption_pages.py
+    assert {pattern.name for pattern in urls.urlpatterns} - elsewhere == {"list", "new", *addresses}
 
 
 def test_pages_ask_visitors_to_sign_in(addresses, client, everything):
@@ -258,9 +259,11 @@ def test_detail_comes_in_pages(dataset, browser):
         )
         for number in range(61)
     )
-    first, second = browser.get(to("detail", dataset.pk)), browser.get(to("detail", dataset.pk) + "?page=2")
+    first = browser.get(to("detail", dataset.pk))
+    sixtieth = dataset.pictures.all()[59].pk
+    assert f'href="{to("detail", dataset.pk)}?after={sixtieth}#pictures"' in page(first)
+    second = browser.get(f"{to('detail', dataset.pk)}?after={sixtieth}")
     assert [page(answer).count('class="card picture-card"') for answer in (first, second)] == [60, 1]
-    assert 'href="?page=2"' in page(first)
     assert "61 pictures" in page(second)
 
 
@@ -269,7 +272,7 @@ def test_detail_shows_pictures_without_caption_alone(dataset, add, browser):
     address = to("detail", dataset.pk) + "?show=missing"
     assert "Every picture has a caption" in page(browser.get(address))
     services.set_caption(dataset.pictures.first(), caption="")
-    assert [found.original_name for found in browser.get(address).context["page"]] == ["red.png"]
+    assert [found.original_name for found in browser.get(address).context["pictures"]] == ["red.png"]
     assert "1 without caption" in page(browser.get(address))
 
 
@@ -383,7 +386,8 @@ def test_caption_is_saved_in_place(dataset, add, browser):
     answer = browser.post(to("caption", dataset.pk, red.pk), {"caption": "a cat,\r\n asleep"}, headers=HTMX)
     assert answer.status_code == 200
     count = '<span id="missing-count" class="badge" hx-swap-oob="true">All have captions</span>'
-    assert page(answer).split("\n") == ["Saved", count, "", ""]
+    revision = f'<input type="hidden" name="revision" id="revision-{red.pk}" value="2" hx-swap-oob="true">'
+    assert page(answer).split("\n") == ["Saved", revision, count, "", ""]
     assert list(dataset.pictures.values_list("caption", flat=True)) == ["a cat, asleep", "a blue picture"]
     emptied = browser.post(to("caption", dataset.pk, red.pk), {"caption": ""}, headers=HTMX)
     assert "1 without caption" in page(emptied)
