@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import F, Max, Q
 from django.utils import timezone
 
-from datasets import archives, captions, partials, pictures
+from datasets import archives, captions, edits, partials, pictures
 from datasets.models import Dataset, DatasetVersion, Picture, Upload
 from datasets.pictures import StagedPicture, picture_path
 from lorapilot import jobs
@@ -136,7 +136,7 @@ def set_caption(picture: Picture, *, caption: str) -> Picture:
     return picture
 
 
-RESTORED = ("pk", "sha256", "extension", "width", "height", "bytes", "original_name", "caption", "repeats")
+RESTORED = ("pk", "sha256", "extension", "width", "height", "bytes", "original_name", "caption", "repeats", "edit")
 
 
 def delete_picture(picture: Picture) -> dict[str, Any]:
@@ -164,9 +164,12 @@ def restore_picture(dataset: Dataset, *, deleted: dict[str, Any]) -> Picture:
 
 def remove_unused_pictures() -> int:
     """Delete the files that no dataset and no version lists, and that were not used for a day. Returns how many."""
-    used = set(Picture.objects.values_list("sha256", flat=True).distinct())
+    used: set[str] = set()
+    for row in Picture.objects.values("sha256", "edit").iterator():
+        used |= edits.files_of(row)
     for listed in DatasetVersion.objects.values_list("pictures", flat=True).iterator(chunk_size=10):
-        used.update(picture["sha256"] for picture in listed)
+        for picture in listed:
+            used |= edits.files_of(picture)
     return pictures.remove_unused(used)
 
 
@@ -326,7 +329,9 @@ def _record(dataset: Dataset, batch: _Batch, targets: dict[int, str], progress: 
     report = ImportReport()
     with transaction.atomic():
         _locked(dataset)
-        there = dict(dataset.pictures.values_list("sha256", "pk"))
+        there = {
+            sha256: row["pk"] for row in dataset.pictures.values("pk", *edits.OF) for sha256 in edits.files_of(row)
+        }
         fresh: dict[str, Picture] = {}
         for key, staged in batch.staged:
             caption = batch.caption_of(key)
@@ -381,11 +386,11 @@ def pin_version(dataset: Dataset) -> DatasetVersion:
     The content is the trigger word and, of each picture, its file, caption and repeats; see `version_digest`.
     """
     # One query, so that pictures and trigger word are of the same moment.
-    rows = list(dataset.pictures.order_by("sha256").values("dataset__trigger_word", "original_name", *LISTED))
+    rows = list(dataset.pictures.order_by("sha256").values("dataset__trigger_word", "original_name", "edit", *LISTED))
     if not rows:
         raise UserError("The dataset has no pictures yet. Upload some, then try again.", field="dataset")
     trigger_word = rows[0]["dataset__trigger_word"]
-    listed = [{key: row[key] for key in LISTED} | {"name": row["original_name"]} for row in rows]
+    listed = [_listed(row) for row in rows]
     digest = version_digest(trigger_word, listed)
     with transaction.atomic():
         locked = _locked(dataset)
@@ -402,6 +407,18 @@ def pin_version(dataset: Dataset) -> DatasetVersion:
             digest=digest,
             pictures=listed,
         )
+
+
+def _listed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A picture as versions keep it."""
+    listed = {key: row[key] for key in LISTED} | {"name": row["original_name"]}
+    return listed | {"edit": row["edit"]} if row["edit"] else listed
+
+
+def list_pictures(dataset: Dataset) -> list[dict[str, Any]]:
+    """What a version of the dataset would list now."""
+    rows = dataset.pictures.order_by("sha256").values("original_name", "edit", *LISTED)
+    return [_listed(row) for row in rows]
 
 
 def version_digest(trigger_word: str, listed: Iterable[dict[str, Any]]) -> str:
@@ -537,6 +554,7 @@ __all__ = [
     "import_files",
     "import_upload",
     "import_zip",
+    "list_pictures",
     "picture_path",
     "pin_version",
     "remove_stale_uploads",

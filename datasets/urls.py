@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from datasets import views
+from datasets import quality_urls, views
 
 app_name = "datasets"
 urlpatterns = [
@@ -20,4 +20,5 @@ urlpatterns = [
     path("<int:pk>/pictures/<int:picture_pk>/delete/", views.picture_delete, name="picture-delete"),
     path("<int:pk>/pictures/<int:picture_pk>/thumbnail/", views.thumbnail, name="thumbnail"),
     path("<int:pk>/pictures/<int:picture_pk>/original/", views.original, name="original"),
+    *quality_urls.urlpatterns,
 ]
