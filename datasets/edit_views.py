@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from datasets import edits, selectors
 from datasets.edit_services import edit_picture, original_of
 from datasets.models import Picture
-from datasets.pictures import picture_path
+from datasets.pictures import _decoding, picture_path
 from datasets.quality_forms import EditForm
 from lorapilot.access import signed_in
 from lorapilot.errors import UserError
@@ -107,7 +107,7 @@ def unedited(request: HttpRequest, pk: int, picture_pk: int) -> HttpResponseBase
 def _drawn(original: dict[str, Any], rotation: int) -> bytes:
     drawn = io.BytesIO()
     try:
-        with Image.open(picture_path(original["sha256"], original["extension"])) as image:
+        with _decoding, Image.open(picture_path(original["sha256"], original["extension"])) as image:
             image.draft("RGB", (SHOWN_PIXELS, SHOWN_PIXELS))
             shown = edits.turned(ImageOps.exif_transpose(image), rotation)
             shown = shown.convert("RGBA" if shown.has_transparency_data else "RGB")

@@ -39,8 +39,8 @@ CONTRADICTIONS = (
 )
 # Words that say nothing about a picture.
 SMALL_WORDS = {
-    "a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "her", "his", "in", "is", "it", "its", "of", "on", "or",
-    "that", "the", "their", "this", "to", "was", "were", "with",
+    "a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "her", "his", "in", "is", "it", "its", "of", "on",
+    "or", "that", "the", "their", "this", "to", "was", "were", "with",
 }  # fmt: skip
 _PIECES = re.compile(r"[^\W\d_]+|\d|[^\s\w]+|_")
 
