@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from datasets.pictures import StagedPicture, _decoding, picture_path, stage_picture
+from datasets.pictures import StagedPicture, _decoding, picture_path, stage_picture, touch_picture
 from lorapilot.errors import Missing, UserError
 
 Box = tuple[int, int, int, int]
@@ -36,6 +36,13 @@ def root_of(picture: Mapping[str, Any]) -> str:
     """The hash of the uploaded file, whatever was made of it."""
     edit = picture.get("edit")
     return str(edit["original"]["sha256"] if edit else picture["sha256"])
+
+
+def touch_files(picture: Mapping[str, Any]) -> bool:
+    """Keep the files of a picture that nothing lists for another day. False when one is gone."""
+    edit = picture.get("edit")
+    files = [picture, edit["original"]] if edit else [picture]
+    return all([touch_picture(file["sha256"], file["extension"]) for file in files])
 
 
 def turned_size(size: Size, rotation: int) -> Size:

@@ -42,7 +42,7 @@ SMALL_WORDS = {
     "a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "her", "his", "in", "is", "it", "its", "of", "on",
     "or", "that", "the", "their", "this", "to", "was", "were", "with",
 }  # fmt: skip
-_PIECES = re.compile(r"[^\W\d_]+|\d|[^\s\w]+|_")
+_PIECES: re.Pattern[str] = re.compile(r"[^\W\d_]+|\d|[^\s\w]+|_")
 
 
 @dataclass
@@ -76,7 +76,7 @@ def about_tokens(caption: str) -> int:
     """CLIP tokens, estimated: a word is 1.3, a digit or a run of signs is one."""
     pieces = _PIECES.findall(caption)
     words = sum(piece.isalpha() for piece in pieces)
-    return round(words * TOKENS_A_WORD) + len(pieces) - words
+    return len(pieces) + round(words * (TOKENS_A_WORD - 1))
 
 
 def has_word(caption: str, word: str) -> bool:

@@ -72,7 +72,7 @@ class QualityView(APIView):
         form = BucketForm(request.query_params)
         if not form.is_valid():
             name, errors = next(iter(form.errors.items()))
-            raise UserError(f"{name}: {' '.join(errors)}", field=name)
+            raise UserError(f"{name}: {' '.join(map(str, errors))}", field=name)
         return Response(as_dict(report_on(user, dataset, form.rules())))
 
 

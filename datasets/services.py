@@ -141,8 +141,8 @@ RESTORED = ("pk", "sha256", "extension", "width", "height", "bytes", "original_n
 
 def delete_picture(picture: Picture) -> dict[str, Any]:
     """Take a picture out of its dataset. Returns what `restore_picture` needs; the file stays for at least a day."""
-    pictures.touch_picture(picture.sha256, picture.extension)
     deleted = {name: getattr(picture, name) for name in RESTORED}
+    edits.touch_files(deleted)
     with transaction.atomic():
         picture.delete()
         _touch(picture.dataset)
@@ -151,7 +151,7 @@ def delete_picture(picture: Picture) -> dict[str, Any]:
 
 def restore_picture(dataset: Dataset, *, deleted: dict[str, Any]) -> Picture:
     """Undo `delete_picture`: the same picture at its old place. `deleted` must come from there, unchanged."""
-    if not pictures.touch_picture(deleted["sha256"], deleted["extension"]):
+    if not edits.touch_files(deleted):
         raise Missing("The picture's file is gone. Upload it again.")
     try:
         with transaction.atomic():

@@ -16,7 +16,6 @@ from django.utils import timezone
 
 from datasets import edits, services
 from datasets.models import Dataset, DatasetVersion, Picture
-from datasets.pictures import touch_picture
 from lorapilot.errors import Missing
 
 Listed = Mapping[str, Any]
@@ -104,7 +103,7 @@ class Restored:
 def restore_version(dataset: Dataset, version: DatasetVersion) -> Restored:
     """Make the dataset hold what the version lists: pictures, captions, repeats, edits and trigger word."""
     wanted = {listed["sha256"]: listed for listed in version.pictures}
-    gone = {sha256 for sha256, listed in wanted.items() if not _touch_files(listed)}
+    gone = {sha256 for sha256, listed in wanted.items() if not edits.touch_files(listed)}
     if wanted and len(gone) == len(wanted):
         raise Missing("All pictures of this version were deleted for good.")
     with transaction.atomic():
@@ -118,13 +117,6 @@ def restore_version(dataset: Dataset, version: DatasetVersion) -> Restored:
         _reset([(picture, wanted[sha256]) for sha256, picture in there.items() if sha256 in wanted])
         Dataset.objects.filter(pk=locked.pk).update(trigger_word=version.trigger_word, updated_at=timezone.now())
     return Restored(before, [wanted[sha256]["name"] for sha256 in gone - there.keys()])
-
-
-def _touch_files(listed: Listed) -> bool:
-    """Whether the files are there, and stay so for the next day."""
-    original = (listed.get("edit") or {}).get("original")
-    files = [listed, original] if original else [listed]
-    return all(touch_picture(file["sha256"], file["extension"]) for file in files)
 
 
 def _bring_back(dataset: Dataset, wanted: Iterable[Listed]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
@@ -181,8 +182,12 @@ def test_uploading_the_original_again_is_a_duplicate(put, dataset):
 
 def test_deleted_picture_comes_back_with_its_edit(put, dataset):
     picture = edit_picture(put(), rotation=90, crop=(0, 0, 20, 20))
+    for file in pictures.workspace.datasets().glob("pictures/??/*"):
+        os.utime(file, (0, 0))
     before = Picture.objects.values("sha256", "edit", "width", "caption").get()
-    restored = services.restore_picture(dataset, deleted=services.delete_picture(picture))
+    deleted = services.delete_picture(picture)
+    assert services.remove_unused_pictures() == 0
+    restored = services.restore_picture(dataset, deleted=deleted)
     assert Picture.objects.values("sha256", "edit", "width", "caption").get() == before
     edit_picture(restored, rotation=0, crop=None)
     assert (restored.width, restored.height) == (64, 48)
