@@ -42,7 +42,8 @@ def touch_files(picture: Mapping[str, Any]) -> bool:
     """Keep the files of a picture that nothing lists for another day. False when one is gone."""
     edit = picture.get("edit")
     files = [picture, edit["original"]] if edit else [picture]
-    return all([touch_picture(file["sha256"], file["extension"]) for file in files])
+    there = [touch_picture(file["sha256"], file["extension"]) for file in files]
+    return all(there)
 
 
 def turned_size(size: Size, rotation: int) -> Size:

@@ -42,7 +42,7 @@ SMALL_WORDS = {
     "a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "her", "his", "in", "is", "it", "its", "of", "on",
     "or", "that", "the", "their", "this", "to", "was", "were", "with",
 }  # fmt: skip
-_PIECES: re.Pattern[str] = re.compile(r"[^\W\d_]+|\d|[^\s\w]+|_")
+_PIECES = re.compile(r"[^\W\d_]+|\d|[^\s\w]+|_")
 
 
 @dataclass
@@ -74,7 +74,7 @@ def tags_of(caption: str) -> list[str]:
 
 def about_tokens(caption: str) -> int:
     """CLIP tokens, estimated: a word is 1.3, a digit or a run of signs is one."""
-    pieces = _PIECES.findall(caption)
+    pieces: list[str] = _PIECES.findall(caption)
     words = sum(piece.isalpha() for piece in pieces)
     return len(pieces) + round(words * (TOKENS_A_WORD - 1))
 
