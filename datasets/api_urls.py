@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.urls import path
 from rest_framework.routers import SimpleRouter
 
-from datasets import api, caption_api
+from datasets import api, caption_api, quality_api
 
 router = SimpleRouter()
 router.register("datasets", api.DatasetViewSet, basename="dataset")
@@ -28,5 +28,6 @@ urlpatterns = [
     *caption_urls,
     path("uploads/", api.UploadsView.as_view(), name="upload-list"),
     path("uploads/<uuid:upload_id>/", api.UploadView.as_view(), name="upload-detail"),
+    *quality_api.urlpatterns,
     *router.urls,
 ]

@@ -49,6 +49,12 @@ class Picture(models.Model):
     caption = models.TextField(blank=True)
     revision = models.PositiveIntegerField(default=1, help_text="Counts the captions; see caption_edits.py.")
     repeats = models.PositiveSmallIntegerField(default=1)
+    # {"rotation": degrees clockwise, "crop": [left, top, width, height] or None, "original": {…}}, see
+    # datasets/edits.py; the other fields are then those of the edited file.
+    edit = models.JSONField(null=True, blank=True)
+    fingerprint = models.CharField(max_length=38, blank=True, help_text="How it looks; see datasets/fingerprints.py.")
+    fault = models.CharField(max_length=7, blank=True, help_text="What was wrong with its file when last checked.")
+    checked_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
 
@@ -128,7 +134,8 @@ class DatasetVersion(models.Model):
     trigger_word = models.CharField(max_length=100, blank=True)
     number = models.PositiveIntegerField()
     digest = models.CharField(max_length=64, help_text="sha256 of the content; see services.version_digest.")
-    # [{"sha256", "extension", "width", "height", "bytes", "caption", "repeats", "name"}], sorted by sha256
+    # [{"sha256", "extension", "width", "height", "bytes", "caption", "repeats", "name"}], sorted by sha256;
+    # with "edit" where there is one
     pictures = models.JSONField()
     created_at = models.DateTimeField(auto_now_add=True)
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import F, Max, Q
 from django.utils import timezone
 
-from datasets import archives, captions, partials, pictures
+from datasets import archives, captions, edits, partials, pictures
 from datasets.caption_edits import replace_captions, set_caption
 from datasets.models import Dataset, DatasetVersion, Picture, Upload
 from datasets.pictures import StagedPicture, picture_path
@@ -129,13 +129,16 @@ def _touch(dataset: Dataset) -> None:
 
 
 # --- One picture ------------------------------------------------------------------------------------------------------
-RESTORED = ("pk", "sha256", "extension", "width", "height", "bytes", "original_name", "caption", "revision", "repeats")
+RESTORED = (
+    *("pk", "sha256", "extension", "width", "height", "bytes", "original_name"),
+    *("caption", "revision", "repeats", "edit"),
+)
 
 
 def delete_picture(picture: Picture) -> dict[str, Any]:
     """Take a picture out of its dataset. Returns what `restore_picture` needs; the file stays for at least a day."""
-    pictures.touch_picture(picture.sha256, picture.extension)
     deleted = {name: getattr(picture, name) for name in RESTORED}
+    edits.touch_files(deleted)
     with transaction.atomic():
         picture.delete()
         _touch(picture.dataset)
@@ -144,7 +147,7 @@ def delete_picture(picture: Picture) -> dict[str, Any]:
 
 def restore_picture(dataset: Dataset, *, deleted: dict[str, Any]) -> Picture:
     """Undo `delete_picture`: the same picture at its old place. `deleted` must come from there, unchanged."""
-    if not pictures.touch_picture(deleted["sha256"], deleted["extension"]):
+    if not edits.touch_files(deleted):
         raise Missing("The picture's file is gone. Upload it again.")
     try:
         with transaction.atomic():
@@ -157,9 +160,12 @@ def restore_picture(dataset: Dataset, *, deleted: dict[str, Any]) -> Picture:
 
 def remove_unused_pictures() -> int:
     """Delete the files that no dataset and no version lists, and that were not used for a day. Returns how many."""
-    used = set(Picture.objects.values_list("sha256", flat=True).distinct())
+    used: set[str] = set()
+    for row in Picture.objects.values("sha256", "edit").iterator():
+        used |= edits.files_of(row)
     for listed in DatasetVersion.objects.values_list("pictures", flat=True).iterator(chunk_size=10):
-        used.update(picture["sha256"] for picture in listed)
+        for picture in listed:
+            used |= edits.files_of(picture)
     return pictures.remove_unused(used)
 
 
@@ -319,7 +325,9 @@ def _record(dataset: Dataset, batch: _Batch, targets: dict[int, str], progress: 
     report = ImportReport()
     with transaction.atomic():
         _locked(dataset)
-        there = dict(dataset.pictures.values_list("sha256", "pk"))
+        there = {
+            sha256: row["pk"] for row in dataset.pictures.values("pk", *edits.OF) for sha256 in edits.files_of(row)
+        }
         fresh: dict[str, Picture] = {}
         for key, staged in batch.staged:
             caption = batch.caption_of(key)
@@ -365,11 +373,11 @@ def pin_version(dataset: Dataset) -> DatasetVersion:
     The content is the trigger word and, of each picture, its file, caption and repeats; see `version_digest`.
     """
     # One query, so that pictures and trigger word are of the same moment.
-    rows = list(dataset.pictures.order_by("sha256").values("dataset__trigger_word", "original_name", *LISTED))
+    rows = list(dataset.pictures.order_by("sha256").values("dataset__trigger_word", "original_name", "edit", *LISTED))
     if not rows:
         raise UserError("The dataset has no pictures yet. Upload some, then try again.", field="dataset")
     trigger_word = rows[0]["dataset__trigger_word"]
-    listed = [{key: row[key] for key in LISTED} | {"name": row["original_name"]} for row in rows]
+    listed = [_listed(row) for row in rows]
     digest = version_digest(trigger_word, listed)
     with transaction.atomic():
         locked = _locked(dataset)
@@ -386,6 +394,18 @@ def pin_version(dataset: Dataset) -> DatasetVersion:
             digest=digest,
             pictures=listed,
         )
+
+
+def _listed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A picture as versions keep it."""
+    listed = {key: row[key] for key in LISTED} | {"name": row["original_name"]}
+    return listed | {"edit": row["edit"]} if row["edit"] else listed
+
+
+def list_pictures(dataset: Dataset) -> list[dict[str, Any]]:
+    """What a version of the dataset would list now."""
+    rows = dataset.pictures.order_by("sha256").values("original_name", "edit", *LISTED)
+    return [_listed(row) for row in rows]
 
 
 def version_digest(trigger_word: str, listed: Iterable[dict[str, Any]]) -> str:
@@ -521,6 +541,7 @@ __all__ = [
     "import_files",
     "import_upload",
     "import_zip",
+    "list_pictures",
     "picture_path",
     "pin_version",
     "remove_stale_uploads",

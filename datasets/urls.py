@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from datasets import caption_urls, views
+from datasets import caption_urls, quality_urls, views
 
 app_name = "datasets"
 urlpatterns = [
@@ -20,4 +20,5 @@ urlpatterns = [
     path("<int:pk>/pictures/<int:picture_pk>/thumbnail/", views.thumbnail, name="thumbnail"),
     path("<int:pk>/pictures/<int:picture_pk>/original/", views.original, name="original"),
     *caption_urls.urlpatterns,
+    *quality_urls.urlpatterns,
 ]

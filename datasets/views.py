@@ -199,7 +199,7 @@ def thumbnail(request: HttpRequest, pk: int, picture_pk: int) -> HttpResponseBas
         content = ensure_thumbnail(picture.sha256, picture.extension).read_bytes()
     except FileNotFoundError:
         raise Http404 from None
-    return _for_long(HttpResponse(content, content_type="image/webp"), picture)
+    return _for_long(request, HttpResponse(content, content_type="image/webp"), picture)
 
 
 @require_safe
@@ -216,7 +216,7 @@ async def original(request: HttpRequest, pk: int, picture_pk: int) -> HttpRespon
     response["Content-Length"] = str(picture.bytes)
     disposition = content_disposition_header(as_attachment=False, filename=picture.original_name)
     response["Content-Disposition"] = disposition or "inline"
-    return _for_long(response, picture)
+    return _for_long(request, response, picture)
 
 
 async def _blocks(path: Path) -> AsyncIterator[bytes]:
@@ -227,12 +227,14 @@ async def _blocks(path: Path) -> AsyncIterator[bytes]:
 
 
 def _unchanged(request: HttpRequest, picture: Picture) -> HttpResponseBase | None:
-    """304 for a client that has the picture: its content cannot change, only the right to see it."""
+    """304 for a client that has the picture as it is now."""
     found = get_conditional_response(request, etag=f'"{picture.sha256}"')
-    return _for_long(found, picture) if found else None
+    return _for_long(request, found, picture) if found else None
 
 
-def _for_long(response: Any, picture: Picture) -> HttpResponseBase:
+def _for_long(request: HttpRequest, response: Any, picture: Picture) -> HttpResponseBase:
+    """An address with `?v=` of the content can be kept; without, an edit may put another picture there."""
     response["ETag"] = f'"{picture.sha256}"'
-    response["Cache-Control"] = "private, max-age=31536000, immutable"
+    is_named = request.GET.get("v", "") and picture.sha256.startswith(request.GET["v"])
+    response["Cache-Control"] = "private, max-age=31536000, immutable" if is_named else "private, no-cache"
     return response  # type: ignore[no-any-return]  # streaming and plain responses share no typed base with headers

@@ -32,6 +32,18 @@ class Placement:
     """(left, top) in pixels of the resized picture."""
 
 
+def rules_in_proportion(resolution: int, *, enabled: bool = True) -> BucketRules:
+    """Buckets for a square of this side: SDXL's step of 64 px at 1024, in proportion for smaller models, whose VAE
+    needs multiples of 8."""
+    return BucketRules(
+        resolution=(resolution, resolution),
+        enabled=enabled,
+        minimum=max(64, resolution // 2),
+        maximum=resolution * 2,
+        step=max(8, min(64, resolution // 16 // 8 * 8)),
+    )
+
+
 def place(size: Size, rules: BucketRules) -> Placement | None:
     """Choose the bucket for a picture of this size; None when it is smaller than one bucket step and may not grow."""
     if rules.enabled and rules.no_upscale:

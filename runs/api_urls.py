@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.urls import path
 from rest_framework.routers import SimpleRouter
 
-from runs import stack_api
+from runs import history_views, stack_api
 from runs.api import HostViewSet, RunViewSet, ServiceListView
 from runs.tensorboard.api import TensorBoardStatusView
 
@@ -14,6 +14,12 @@ router.register("runs", RunViewSet, basename="run")
 router.register("hosts", HostViewSet, basename="host")
 urlpatterns = [
     *router.urls,
+    path("datasets/<int:dataset_pk>/pictures/<int:pk>/runs/", history_views.PictureRunsView.as_view(), name="api-seen"),
+    path(
+        "datasets/<int:dataset_pk>/pictures/<int:pk>/for-good/",
+        history_views.DestroyPictureView.as_view(),
+        name="api-destroy",
+    ),
     path("services/", ServiceListView.as_view(), name="api-services"),
     path("stacks/", stack_api.StackListView.as_view(), name="api-stacks"),
     path("stacks/<slug:key>/", stack_api.StackView.as_view(), name="api-stack"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
 from django.conf import settings
 
@@ -20,6 +21,9 @@ from runs.spec import OPTIONS, RunSpec
 from runs.stacks import STACKS
 from runs.trainpilot import base_of
 from runs.waiting import expected_seconds
+
+KOHYA_STEP = 64  # see stacks/kohya.py
+KOHYA_BUCKETS = {"min_bucket_reso": "minimum", "max_bucket_reso": "maximum", "bucket_reso_steps": "step"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,21 @@ class Preview:
     base_model: BaseModel | None = None
     remedies: list[Remedy] = field(default_factory=list)  # what could be pulled so that the trainer can use the model
     are_many: bool = False
+    dataset: Dataset | None = None
+    """None: a version, which nothing can be done about any more."""
+
+    @property
+    def buckets(self) -> str:
+        """How the trainer sorts pictures, as the query of the dataset's page of quality."""
+        spec, own = self.spec, self.plan.options if self.plan else {}
+        if spec is None:
+            return ""
+        query: dict[str, Any] = {"resolution": spec.resolution, "buckets": "on" if spec.enable_bucket else "off"}
+        if self.stack == "kohya":
+            query["step"] = KOHYA_STEP
+            query |= {ours: own[key] for key, ours in KOHYA_BUCKETS.items() if key in own}
+            query["upscale"] = "off" if own.get("bucket_no_upscale") else "on"
+        return urlencode(query)
 
     @property
     def plan(self) -> planning.Plan | None:
@@ -96,6 +115,8 @@ def preview_of(form: RunForm) -> Preview:
     found = Preview(errors=_mistyped(form), are_many=bool(form.varied()))
     chosen = form.cleaned_data
     found.stack, found.base_model = chosen.get("stack") or "builtin", chosen.get("base_model")
+    if isinstance(chosen.get("dataset"), Dataset):
+        found.dataset = chosen["dataset"]
     if not found.errors and chosen.get("dataset") and chosen.get("base_model"):
         try:
             found.runs = _plan_all(form)

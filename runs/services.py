@@ -18,6 +18,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.utils import timezone
 
+from datasets.destruction import missing_pictures
 from datasets.models import Dataset, DatasetVersion
 from datasets.services import pin_version
 from lorapilot import workspace
@@ -107,6 +108,8 @@ def _submit(owner: User, orders: list[Order], *, source: Source, priority: int) 
     check_priority(priority, owner)
     if missing := missing_files(source.base_model):
         raise UserError(f"{source.base_model.name} cannot be trained on: {' '.join(missing)}", field="base_model")
+    if isinstance(source.pictures, DatasetVersion):
+        _check_pictures(source.pictures)
     for order in orders:
         check_output_name(order.output_name)
     with transaction.atomic():
@@ -255,6 +258,7 @@ def resume_run(run: Run, *, actor: User, less_memory: bool = False) -> Run:
         raise UserError(f"{run.base_model.name} cannot be trained on: {' '.join(missing)}")
     if unavailable := why_unavailable(get_stack(run.stack)):
         raise UserError(unavailable)
+    _check_pictures(run.dataset_version)
     changes: dict[str, Any] = {"queued_at": timezone.now(), "place": place_at(timezone.now()), "held_at": None}
     message = where_it_goes_on(newest_state_step(run))
     if less_memory:
@@ -270,6 +274,17 @@ def resume_run(run: Run, *, actor: User, less_memory: bool = False) -> Run:
                 return run
     run.refresh_from_db()
     raise Conflict(f"{run.output_name} cannot be resumed: it is {run.get_status_display().lower()}.")
+
+
+def _check_pictures(version: DatasetVersion) -> None:
+    """Raises UserError when pictures of the version were deleted for good."""
+    if gone := missing_pictures(version):
+        names = ", ".join(gone[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
+        raise UserError(
+            f"{version} cannot be trained on again: {names} of it {'was' if len(gone) == 1 else 'were'} deleted for "
+            "good. Start a new run on the dataset as it is now.",
+            field="dataset",
+        )
 
 
 def requeue(run: Run, *, old: Status, actor: User | None, message: str, **values: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from runs import compare_views, config_views, publish_views, views
+from runs import compare_views, config_views, history_views, publish_views, views
 
 app_name = "runs"
 urlpatterns = [
@@ -19,6 +19,8 @@ urlpatterns = [
     path("preview/", views.preview, name="preview"),
     path("compare/", compare_views.compare, name="compare"),
     path("compare/choose/", compare_views.choose, name="choose"),
+    path("of-picture/<int:dataset_pk>/<int:picture_pk>/", history_views.of_picture, name="of_picture"),
+    path("of-picture/<int:dataset_pk>/<int:picture_pk>/destroy/", history_views.destroy, name="destroy_picture"),
     path("<int:run_id>/", views.show_run, name="detail"),
     path("<int:run_id>/artifacts/", views.show_part, {"part": "artifacts"}, name="artifacts"),
     path("<int:run_id>/samples/", views.show_part, {"part": "samples"}, name="samples"),

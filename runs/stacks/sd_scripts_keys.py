@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lora_trainer.buckets import rules_in_proportion
 from lorapilot.errors import UserError
 from runs.spec import RunSpec
 
@@ -43,12 +44,12 @@ SAME = {
 def keys_of(spec: RunSpec) -> dict[str, Any]:
     """The keys that both trainers take; what is off by 0 in the RunSpec is there as 0."""
     keys: dict[str, Any] = {key: getattr(spec, name) for key, name in SAME.items()}
+    buckets = rules_in_proportion(spec.resolution)
     keys |= {
         "resolution": spec.resolution,
-        "min_bucket_reso": max(64, spec.resolution // 2),
-        "max_bucket_reso": spec.resolution * 2,
-        # SDXL's step of 64 px at 1024; in proportion for smaller models, whose VAE needs multiples of 8.
-        "bucket_reso_steps": max(8, min(64, spec.resolution // 16 // 8 * 8)),
+        "min_bucket_reso": buckets.minimum,
+        "max_bucket_reso": buckets.maximum,
+        "bucket_reso_steps": buckets.step,
         "mixed_precision": PRECISION[spec.precision],
         "save_precision": SAVE_PRECISION[spec.save_precision],
         "max_token_length": spec.caption_tokens,

@@ -15,7 +15,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from datasets import caption_urls, pictures, services, urls, views
+from datasets import caption_urls, pictures, quality_urls, services, urls, views
 from datasets.models import Dataset, DatasetVersion, Picture
 from lorapilot.models import AuditEntry
 
@@ -64,7 +64,8 @@ def addresses(dataset, picture):
 
 # --- Who may, and how -------------------------------------------------------------------------------------------------
 def test_every_page_is_tested_here(addresses):
-    elsewhere = {pattern.name for pattern in caption_urls.urlpatterns} - {"caption"}  # test_caption_pages.py
+    patterns = [*caption_urls.urlpatterns, *quality_urls.urlpatterns]  # test_caption_pages.py, test_quality_pages.py
+    elsewhere = {pattern.name for pattern in patterns} - {"caption"}
     assert {pattern.name for pattern in urls.urlpatterns} - elsewhere == {"list", "new", *addresses}
 
 
@@ -530,7 +531,7 @@ def test_original_is_sent_byte_for_byte(dataset, draw, bob, staff, client_of, ki
             content_type,
             str(len(content)),
             f'"{hashlib.sha256(content).hexdigest()}"',
-            "private, max-age=31536000, immutable",
+            "private, no-cache",
             "nosniff",
         ]
         assert answer["Content-Disposition"] == f"inline; filename*=utf-8''K%C3%A4tzchen.{extension}"
@@ -547,7 +548,10 @@ def test_thumbnail_is_small_and_drawn_again_when_it_is_lost(dataset, picture, br
     address, file = to("thumbnail", dataset.pk, picture.pk), pictures.thumbnail_path(picture.sha256)
     first = browser.get(address)
     assert (first.status_code, first["Content-Type"], first.content) == (200, "image/webp", file.read_bytes())
-    assert (first["ETag"], first["Cache-Control"]) == (f'"{picture.sha256}"', "private, max-age=31536000, immutable")
+    assert (first["ETag"], first["Cache-Control"]) == (f'"{picture.sha256}"', "private, no-cache")
+    named = browser.get(address, {"v": picture.sha256[:12]})
+    assert named["Cache-Control"] == "private, max-age=31536000, immutable"
+    assert browser.get(address, {"v": "0" * 12})["Cache-Control"] == "private, no-cache"
     file.unlink()
     assert browser.get(address).content == file.read_bytes()
 

@@ -31,9 +31,10 @@ NOT_YOURS = "Only the owner and staff can change this. Ask the owner, or make a 
 READS = ["detail", "artifacts", "samples", "events", "attempts", "adapted", "status", "download", "sample_file", "log"]
 WRITES = ["stop", "pause", "kill", "resume", "hold", "release", "move", "priority"]
 ASKS = ["delete", "share"]  # GET shows a form
-ELSEWHERE = [  # test_publishing.py, test_config_pages.py
+ELSEWHERE = [  # test_publishing.py, test_config_pages.py, test_picture_history.py
     *("publish", "unpublish"),
     *("options", "write_config", "read_config", "base_config", "config", "run_on"),
+    *("of_picture", "destroy_picture"),
 ]
 OF_NO_RUN = ["list", "new", "preview", "choose", "compare"]
 NOW = timezone.now()

@@ -1,5 +1,5 @@
-"""A LoRA learns what its pictures show. `make learn` has more concepts and seeds, the full recipe, and a control for each,
-which learns nothing from other pictures."""
+"""A LoRA learns what its pictures show. `make learn` has more concepts and seeds, the full recipe, and a control for
+each, which learns nothing from other pictures."""
 
 from benchmarks.learning import CONCEPTS, Recipe, learn
 
