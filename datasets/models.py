@@ -14,6 +14,7 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Lower
 
+from datasets.captioning.enums import REMOTE, Captioner, Proposal, Which
 from lorapilot.access import Shared, SharedQuerySet
 from lorapilot.models import Job
 
@@ -172,3 +173,60 @@ class Upload(models.Model):
 
     def __str__(self) -> str:
         return f"{self.filename} ({self.offset} of {self.size} bytes)"
+
+
+class Captioning(models.Model):
+    """An order of automatic captions: who captions which pictures, and how. A job does it, or a run (`run`)."""
+
+    dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="captionings")
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
+    captioner = models.CharField(max_length=10, choices=Captioner.choices)
+    model = models.CharField(max_length=200, help_text="Name at the provider, or folder below the models folder.")
+    which = models.CharField(max_length=8, choices=Which.choices, default=Which.MISSING)
+    overwrite = models.BooleanField(default=False, help_text="Also pictures that have a caption.")
+    options = models.JSONField(default=dict, help_text="Checked by datasets.captioning.options.")
+    job = models.ForeignKey(Job, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering: ClassVar = ["-pk"]
+        constraints: ClassVar = [
+            models.CheckConstraint(name="captioning_captioner_valid", condition=Q(captioner__in=Captioner.values)),
+            models.CheckConstraint(name="captioning_which_valid", condition=Q(which__in=Which.values)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.dataset}"
+
+    @property
+    def is_remote(self) -> bool:
+        return self.captioner in REMOTE
+
+
+class CaptionProposal(models.Model):
+    """A caption for one picture, beside the one that it has."""
+
+    captioning = models.ForeignKey(Captioning, on_delete=models.CASCADE, related_name="proposals")
+    picture = models.ForeignKey(Picture, on_delete=models.CASCADE, related_name="proposals")
+    state = models.CharField(max_length=9, choices=Proposal.choices, default=Proposal.WAITING)
+    caption = models.TextField(blank=True)
+    previous = models.TextField(blank=True, help_text="The picture's caption when this one was made, or was accepted.")
+    reason = models.TextField(blank=True, help_text="Why there is none.")
+    input_tokens = models.PositiveIntegerField(default=0)
+    output_tokens = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        ordering: ClassVar = ["pk"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["captioning", "picture"], name="proposal_once_per_picture"),
+            models.CheckConstraint(name="proposal_state_valid", condition=Q(state__in=Proposal.values)),
+        ]
+        indexes: ClassVar = [models.Index(fields=["captioning", "state"], name="proposal_by_state")]
+
+    def __str__(self) -> str:
+        return self.caption or self.reason or str(self.state)
+
+    @property
+    def differs_since(self) -> bool:
+        """The picture's caption is another one than when this was made: accepting it would lose somebody's work."""
+        return self.picture.caption != self.previous

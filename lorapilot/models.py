@@ -52,6 +52,9 @@ class SecretName(models.TextChoices):
     HUGGINGFACE = "huggingface", "Hugging Face"
     CIVITAI = "civitai", "Civitai"
     WANDB = "wandb", "Weights & Biases"
+    OPENAI = "openai", "OpenAI, or a server like it"
+    GEMINI = "gemini", "Google Gemini"
+    XAI = "xai", "xAI"
 
 
 class Secret(models.Model):

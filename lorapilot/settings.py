@@ -74,6 +74,16 @@ DOWNLOAD_HOSTS = env.words(
 # `host:port` of mirrors on the operator's own network: the only ones with plain HTTP or a private address.
 DOWNLOAD_LOCAL_HOSTS = env.words("DOWNLOAD_LOCAL_HOSTS")
 
+# --- Captions from other services: datasets/captioning ----------------------------------------------------------------
+# The only hosts that pictures are sent to. The first may be any server that speaks as OpenAI does.
+CAPTION_URLS = {
+    "openai": env.text("CAPTION_OPENAI_URL", "https://api.openai.com/v1").rstrip("/"),
+    "gemini": env.text("CAPTION_GEMINI_URL", "https://generativelanguage.googleapis.com/v1beta").rstrip("/"),
+    "xai": env.text("CAPTION_XAI_URL", "https://api.x.ai/v1").rstrip("/"),
+}
+# `host:port` of servers on the operator's own network: the only ones with plain HTTP or a private address.
+CAPTION_LOCAL_HOSTS = env.words("CAPTION_LOCAL_HOSTS")
+
 # --- Parts ------------------------------------------------------------------------------------------------------------
 INSTALLED_APPS = [
     "lorapilot.apps.LoraPilotConfig",

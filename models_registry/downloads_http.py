@@ -17,16 +17,13 @@ import errno
 import fcntl
 import hashlib
 import http.client
-import ipaddress
 import json
 import os
-import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -35,12 +32,12 @@ from urllib.parse import urljoin, urlsplit
 from django.conf import settings
 
 from lorapilot.errors import Conflict, NotAllowed, UserError
+from lorapilot.outbound import Connection, Interrupted, Place, find_place
 
 MOST_REDIRECTS = 5
 MOST_JSON_BYTES = 32 * 1024**2
 MOST_STARTS = 3  # of one file that turns out to be another one each time
 CHUNK_BYTES = 1024**2
-TIMEOUT_SECONDS = 30
 PAUSES = (1, 2, 5, 10, 30)  # seconds before another try; what has arrived starts them anew
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
 REDIRECTS = {301, 302, 303, 307, 308}
@@ -49,10 +46,6 @@ USER_AGENT = "LoRA-Pilot/1.0 (model download)"
 
 Tell = Callable[[int], None]
 T = TypeVar("T")
-
-
-class Interrupted(Exception):
-    """The connection broke, or the server wants to be asked later: another try may work."""
 
 
 class Stopped(Exception):
@@ -73,104 +66,24 @@ class Remote:
     git_sha1: str = ""  # of a small file on the hub: git's name of its content
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """An address that may be asked: where it was found to be, and what to ask for there."""
-
-    scheme: str
-    host: str
-    port: int
-    target: str
-    addresses: tuple[str, ...]
-
-    @property
-    def origin(self) -> tuple[str, str, int]:
-        return self.scheme, self.host, self.port
-
-
 # --- Who may be asked -------------------------------------------------------------------------------------------------
 def place_of(url: str) -> Place:
     """Look the address up. Raises UserError when it may not be asked, Interrupted when the name cannot be found now."""
-    try:
-        parts = urlsplit(url)
-        host, port = (parts.hostname or "").rstrip("."), parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError:
-        raise UserError(f"{ascii(url)[:200]} is no address.") from None
-    is_local = f"{host}:{port}" in settings.DOWNLOAD_LOCAL_HOSTS
-    if parts.scheme != "https" and not (is_local and parts.scheme == "http"):
-        raise UserError(f"{host} would be asked without encryption: only https is allowed.")
-    if parts.username is not None or not host.isascii() or not url.isprintable():
-        raise UserError(f"{ascii(url)[:200]} is no address.")
-    if not is_local and not is_allowed_host(host):
+    return find_place(url, local_hosts=settings.DOWNLOAD_LOCAL_HOSTS, check_host=_require_allowed)
+
+
+def _require_allowed(host: str) -> None:
+    if not is_allowed_host(host):
         raise UserError(
             f"{host} is not among the hosts that models come from (setting DOWNLOAD_HOSTS). Whoever runs this "
             "installation can add it."
         )
-    addresses = _look_up(host, port)
-    if not is_local and not all(map(is_public, addresses)):
-        raise UserError(f"{host} leads to an address inside a private network, which is not asked.")
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return Place(parts.scheme, host, port, target, addresses)
 
 
 def is_allowed_host(host: str) -> bool:
     """`example.org` is itself alone, `*.example.org` all names below it. The hub's mirror counts as named."""
     patterns = [*settings.DOWNLOAD_HOSTS, urlsplit(settings.HF_ENDPOINT).hostname or ""]
     return any(fnmatchcase(host, pattern.lower()) for pattern in patterns if pattern)
-
-
-def is_public(address: str) -> bool:
-    """False for loopback, private, link-local and other special addresses, also where IPv6 wraps one of IPv4."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    wrapped = [found]
-    if isinstance(found, ipaddress.IPv6Address):
-        behind_nat64 = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF) if found in NAT64 else None
-        wrapped += [ip for ip in (found.ipv4_mapped, found.sixtofour, behind_nat64) if ip is not None]
-    return all((ip.is_global or ip in MAPPED) and not ip.is_multicast for ip in wrapped)
-
-
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
-MAPPED = ipaddress.ip_network("::ffff:0:0/96")  # not global by itself: what it wraps decides
-
-
-def _look_up(host: str, port: int) -> tuple[str, ...]:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise Interrupted(f"{host} cannot be found. Is this machine connected to the network?") from None
-    return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
-
-
-class _Connection(http.client.HTTPConnection):
-    """Connects to the addresses that were checked, not to what a second look-up might say."""
-
-    def __init__(self, place: Place) -> None:
-        super().__init__(place.host, place.port, timeout=TIMEOUT_SECONDS)
-        self.place = place
-        self.default_port = 443 if place.scheme == "https" else 80  # decides whether Host names the port
-        self.wire: socket.socket | None = None  # http.client forgets its own as soon as the answer has begun
-
-    def connect(self) -> None:
-        for address in self.place.addresses:
-            with contextlib.suppress(OSError):
-                self.sock = socket.create_connection((address, self.place.port), timeout=TIMEOUT_SECONDS)
-                break
-        else:
-            raise ConnectionError(f"{self.place.host} does not answer")
-        if self.place.scheme == "https":
-            self.sock = _tls().wrap_socket(self.sock, server_hostname=self.place.host)
-        self.wire = self.sock
-
-    def hang_up(self) -> None:
-        """Ends what another thread reads or writes, at once."""
-        if self.wire is not None:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(self.wire, socket.SHUT_RDWR)  # not TLS's own, which is not made for threads
-
-
-@lru_cache(maxsize=1)
-def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()
 
 
 # --- Asking -----------------------------------------------------------------------------------------------------------
@@ -181,7 +94,7 @@ class Client:
         self.tokens = tokens or {}
         self.received = 0  # bytes of files over the network, by all threads
         self._stopped = threading.Event()
-        self._open: set[_Connection] = set()
+        self._open: set[Connection] = set()
         self._lock = threading.Lock()
 
     def stop(self) -> None:
@@ -295,7 +208,7 @@ class Client:
 
     @contextlib.contextmanager
     def _send(self, place: Place, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResponse]:
-        connection = _Connection(place)
+        connection = Connection(place)
         with self._lock:
             self._open.add(connection)
         try:

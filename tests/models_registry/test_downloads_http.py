@@ -10,9 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from lorapilot import outbound
 from lorapilot.errors import Conflict, UserError
+from lorapilot.outbound import Interrupted, is_public
 from models_registry import downloads_http
-from models_registry.downloads_http import Client, Denied, Interrupted, Remote, Stopped, is_public, place_of
+from models_registry.downloads_http import Client, Denied, Remote, Stopped, place_of
 
 BODY = random.Random(0).randbytes(3_000_000)
 HALF = 1_500_000
@@ -414,5 +416,5 @@ def test_https_with_a_certificate_that_is_not_trusted_is_refused(https):
 def test_https_checks_the_name_and_works(https, monkeypatch):
     address, certificate = https
     context = ssl.create_default_context(cafile=certificate)
-    monkeypatch.setattr(downloads_http, "_tls", lambda: context)
+    monkeypatch.setattr(outbound, "tls", lambda: context)
     assert Client().json(address) == {}
