@@ -29,15 +29,23 @@ from lora_trainer.plan import Plan, make_plan, make_schedule
 from lora_trainer.stop import StopSignal
 
 INTERNAL_SENTENCE = "The trainer failed because of a fault of its own; the traceback is above. Please report it."
-FILE_COMMANDS = ("inspect", "verify")
 FIRST_SPEAKS_SECONDS = 1.0
 """What ends all processes of a run at once is told by the first one: so long the others wait for it."""
 
 
+def _caption(arguments: list[str]) -> int:
+    from lora_trainer.captioning.command import main as caption
+
+    return caption(arguments[1:])
+
+
+OTHER_COMMANDS = {"inspect": inspection.run, "verify": inspection.run, "caption": _caption}
+
+
 def main(arguments: list[str]) -> int:
     """Run the command line and return the exit status (see docs/trainer.md)."""
-    if arguments[:1] and arguments[0] in FILE_COMMANDS:
-        return inspection.run(arguments)
+    if arguments[:1] and arguments[0] in OTHER_COMMANDS:
+        return OTHER_COMMANDS[arguments[0]](arguments)
     if arguments == ["--options"]:
         Console().line("\n".join(configuration.option_rows()))
         return FINISHED
@@ -67,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m lora_trainer",
         description="Train a LoRA from a TOML file.",
         epilog="`inspect FILE` says what a LoRA file holds; `verify FILE` which programs use all of it; "
-        "`--options` prints a table of the TOML file's keys.",
+        "`caption ORDER` captions pictures; `--options` prints a table of the TOML file's keys.",
     )
     parser.add_argument("config", type=Path, help="the TOML file; its keys are listed in docs/trainer.md")
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and train nothing")

@@ -19,6 +19,7 @@ accounts = [
 ]
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="runs:list"), name="home"),
+    path("datasets/<int:pk>/captioning/", include("runs.captioning_urls")),
     path("datasets/", include("datasets.urls")),
     path("models/", include("models_registry.urls")),
     path("runs/", include("runs.urls")),

@@ -47,7 +47,7 @@ from runs.serializers import (
     SampleSerializer,
     SubmitSerializer,
 )
-from runs.stacks import STACKS
+from runs.stacks import CAPTIONER, STACKS
 
 LOG_BYTES = 1 << 20
 
@@ -56,7 +56,7 @@ class RunFilter(filters.FilterSet):
     status = filters.MultipleChoiceFilter(choices=Status.choices)
     profile = filters.ChoiceFilter(choices=Profile.choices)
     priority = filters.ChoiceFilter(choices=Priority.choices)
-    stack = filters.ChoiceFilter(choices=[(name, name) for name in sorted(STACKS)])
+    stack = filters.ChoiceFilter(choices=[(name, name) for name in sorted([*STACKS, CAPTIONER.key])])
     dataset = filters.NumberFilter(field_name="dataset_version__dataset")
     base_model = filters.NumberFilter(field_name="base_model")
     owner = filters.CharFilter(field_name="owner__username")

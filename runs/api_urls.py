@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from django.urls import path
+from django.urls import include, path
 from rest_framework.routers import SimpleRouter
 
 from runs import history_views, stack_api
@@ -20,6 +20,7 @@ urlpatterns = [
         history_views.DestroyPictureView.as_view(),
         name="api-destroy",
     ),
+    path("datasets/<int:pk>/captioning/", include("runs.captioning_api_urls")),
     path("services/", ServiceListView.as_view(), name="api-services"),
     path("stacks/", stack_api.StackListView.as_view(), name="api-stacks"),
     path("stacks/<slug:key>/", stack_api.StackView.as_view(), name="api-stack"),

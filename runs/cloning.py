@@ -85,7 +85,7 @@ def initial_of(origin: Run, user: User) -> dict[str, Any]:
     is_high = origin.priority > Priority.NORMAL
     essentials = {
         "dataset": EXACT,
-        "base_model": origin.base_model_id,
+        "base_model": origin.trained_model.pk,
         "output_name": free_name(origin.output_name),
         "stack": origin.stack,
         "profile": origin.profile,
@@ -103,7 +103,7 @@ def own_values(run: Run, user: User) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         plan = plan_run(
             pictures=run.dataset_version.pictures,
-            base_model=run.base_model,
+            base_model=run.trained_model,
             profile=run.profile,
             values={},
             stack=run.stack,

@@ -19,7 +19,7 @@ from django.utils import timezone
 from lorapilot.errors import UserError
 from lorapilot.models import User
 from runs import selectors
-from runs.models import Attempt, MetricPoint, Run, Sample, ValidationPoint
+from runs.models import CAPTIONER, Attempt, MetricPoint, Run, Sample, ValidationPoint
 from runs.spec import DEFAULTS, OPTIONS
 from runs.stacks import STACKS
 
@@ -53,7 +53,9 @@ def find_runs(user: User, ids: Sequence[int]) -> list[Run]:
 
 def choices(user: User, *, chosen: Sequence[int], name: str = "") -> list[Run]:
     """What `user` can compare: the chosen runs, then the newest others that have trained, with `name` in them."""
-    trained: QuerySet[Run] = selectors.list_runs(user).exclude(started_at=None).exclude(pk__in=chosen)
+    trained: QuerySet[Run] = (
+        selectors.list_runs(user).exclude(started_at=None).exclude(stack=CAPTIONER).exclude(pk__in=chosen)
+    )
     return [*find_runs(user, chosen), *trained.filter(output_name__icontains=name)[:MOST_CHOICES]]
 
 
@@ -82,8 +84,12 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         Row("profile", "Profile", [run.profile for run in runs]),
         Row("dataset", "Dataset", [str(run.dataset_version) for run in runs]),
         Row("dataset_digest", "Dataset's digest", [run.dataset_version.digest for run in runs]),
-        Row("base_model", "Base model", [run.base_model.name for run in runs]),
-        Row("base_model_sha256", "Base model's digest", [run.base_model.sha256 for run in runs]),
+        Row("base_model", "Base model", [run.works_with for run in runs]),
+        Row(
+            "base_model_sha256",
+            "Base model's digest",
+            [run.base_model_sha256 for run in runs],
+        ),
         Row("notes", "Notes", [run.notes for run in runs]),
     ]
     trained = [DEFAULTS | run.spec | run.adaptations for run in runs]

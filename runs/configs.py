@@ -35,7 +35,7 @@ def configuration_of(run: Run, stack_key: str) -> Configuration:
     spec = memory_ladder.effective(run.spec, run.adaptations)
     own = run.options if stack_key == run.stack else {}
     pictures = [TrainingPicture(**picture) for picture in version_files(run.dataset_version)]
-    found = configuration(stack, run.base_model, spec, options=own, name=run.output_name, pictures=pictures)
+    found = configuration(stack, run.trained_model, spec, options=own, name=run.output_name, pictures=pictures)
     found.lost.extend(lost_options(run, stack))
     return found
 

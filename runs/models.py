@@ -13,12 +13,14 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Lower
 
-from datasets.models import DatasetVersion
+from datasets.models import Captioning, DatasetVersion
 from lorapilot import workspace
 from lorapilot.access import Shared, SharedQuerySet
+from lorapilot.errors import UserError
 from models_registry.models import BaseModel
 from runs.enums import ACTIVE, TERMINAL, DeviceKind, Ending, Priority, Profile, Status, StopIntent
 
+CAPTIONER = "captioner"  # the stack of runs that make captions: they have no base model, and train nothing
 # AI Toolkit names the folder of a job by the job, and goes on with what it finds there.
 OWN_OUTPUTS = {"ai_toolkit": "ai-toolkit"}
 
@@ -125,7 +127,15 @@ class Run(Shared):
     options = models.JSONField(default=dict, help_text="The trainer's own, beside the RunSpec; checked.")
     notes = models.JSONField(default=list, help_text="What was adapted to the base model and the device, in sentences.")
     dataset_version = models.ForeignKey(DatasetVersion, on_delete=models.PROTECT, related_name="runs")
-    base_model = models.ForeignKey(BaseModel, on_delete=models.PROTECT, related_name="runs")
+    base_model = models.ForeignKey(BaseModel, null=True, blank=True, on_delete=models.PROTECT, related_name="runs")
+    captioning = models.ForeignKey(
+        Captioning,
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="runs",
+        help_text="The order that it makes captions for; gone with the dataset.",
+    )
     device = models.CharField(
         max_length=4,
         choices=DeviceKind.choices,
@@ -183,6 +193,11 @@ class Run(Shared):
             ),
             models.UniqueConstraint(Lower("output_name"), name="run_output_name_unique"),
             models.CheckConstraint(name="run_status_valid", condition=Q(status__in=Status.values)),
+            models.CheckConstraint(
+                name="run_captions_iff_no_base_model",
+                condition=Q(stack=CAPTIONER, base_model__isnull=True)
+                | (~Q(stack=CAPTIONER) & Q(base_model__isnull=False)),
+            ),
             models.CheckConstraint(name="run_priority_valid", condition=Q(priority__in=Priority.values)),
             models.CheckConstraint(
                 name="run_active_iff_slot",
@@ -206,6 +221,26 @@ class Run(Shared):
     @property
     def is_terminal(self) -> bool:
         return self.status in TERMINAL
+
+    @property
+    def trains(self) -> bool:
+        return self.stack != CAPTIONER
+
+    @property
+    def trained_model(self) -> BaseModel:
+        """Raises UserError for a run that makes captions."""
+        if self.base_model is None:
+            raise UserError(f"{self.output_name} makes captions: this is for runs that train.")
+        return self.base_model
+
+    @property
+    def base_model_sha256(self) -> str:
+        return self.base_model.sha256 if self.base_model is not None else ""
+
+    @property
+    def works_with(self) -> str:
+        """The base model, or the captioner's model, as pages name it."""
+        return str(self.base_model) if self.base_model is not None else str(self.options.get("model", ""))
 
     @property
     def folder(self) -> Path:

@@ -294,7 +294,7 @@ def _picture(checkpoint: Checkpoint) -> Path | None:
 
 def sidecar_of(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     """The JSON beside a published LoRA."""
-    run, version, base = checkpoint.run, checkpoint.run.dataset_version, checkpoint.run.base_model
+    run, version, base = checkpoint.run, checkpoint.run.dataset_version, checkpoint.run.trained_model
     made = f"Run {run.output_name} of {run.owner}, step {checkpoint.step}"
     return {
         "description": f"LoRA for {base.get_architecture_display()}, trained with LoRA Pilot.",

@@ -10,10 +10,13 @@ from typing import Any
 from django.db import transaction
 from django.db.models import F
 
+from datasets.captioning.providers import Answer
+from datasets.captioning.recording import record_caption, record_failure
 from runs import wakeup
 from runs.enums import ACTIVE
 from runs.models import Checkpoint, MetricPoint, Run, RunEvent, Sample, TrainingState, ValidationPoint
 from runs.stacks.base import (
+    Captioned,
     CheckpointRemoved,
     CheckpointSaved,
     Noted,
@@ -54,8 +57,20 @@ def _store(run: Run, attempt: int, observation: Observation) -> None:
         case Validated(step=step, loss=loss):
             measured = {"attempt": attempt, "loss": _finite(loss)}
             ValidationPoint.objects.update_or_create(run=run, step=step, defaults=measured)
+        case Captioned():
+            _propose(run, observation)
         case Noted(message=message):
             RunEvent.objects.create(run=run, attempt=attempt, message=message)
+
+
+def _propose(run: Run, observed: Captioned) -> None:
+    if run.captioning is None:  # its dataset was deleted
+        return
+    proposals = run.captioning.proposals.filter(picture__sha256=observed.sha256)
+    if observed.caption:
+        record_caption(proposals, Answer(observed.caption))
+    else:
+        record_failure(proposals, observed.reason)
 
 
 def _forget_after(run: Run, step: int, attempt: int) -> None:
@@ -97,8 +112,9 @@ def _news(observations: list[Observation]) -> dict[str, Any]:
         elif isinstance(observation, Progress):
             news |= {"stage": "", "step": observation.step, "total_steps": observation.total_steps}
             if observation.loss is not None:
+                news["loss"] = _finite(observation.loss)
+            if observation.loss is not None or observation.steps_per_second is not None:
                 news |= {
-                    "loss": _finite(observation.loss),
                     "steps_per_second": _finite(observation.steps_per_second),
                     "eta_seconds": _finite(observation.eta_seconds),
                 }

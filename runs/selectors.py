@@ -143,6 +143,8 @@ def samples_by_step(run: Run) -> list[tuple[int, list[Sample]]]:
 def settings_rows(run: Run) -> list[tuple[str, Any]]:
     """(label, value) of each setting of the run, as its page shows them."""
     rows = []
+    if not run.trains:
+        return [(name.replace("_", " ").capitalize(), value) for name, value in run.options.items()]
     for name, described in OPTIONS.items():
         value = run.spec.get(name)
         rows.append((described.label, "\n".join(value) if isinstance(value, list) else value))

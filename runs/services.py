@@ -254,7 +254,7 @@ def resume_run(run: Run, *, actor: User, less_memory: bool = False) -> Run:
 
     `less_memory` takes the next step down the memory ladder first.
     """
-    if missing := missing_files(run.base_model):
+    if run.base_model is not None and (missing := missing_files(run.base_model)):
         raise UserError(f"{run.base_model.name} cannot be trained on: {' '.join(missing)}")
     if unavailable := why_unavailable(get_stack(run.stack)):
         raise UserError(unavailable)
@@ -262,7 +262,8 @@ def resume_run(run: Run, *, actor: User, less_memory: bool = False) -> Run:
     changes: dict[str, Any] = {"queued_at": timezone.now(), "place": place_at(timezone.now()), "held_at": None}
     message = where_it_goes_on(newest_state_step(run))
     if less_memory:
-        rung = memory_ladder.next_rung(memory_ladder.effective(run.spec, run.adaptations), device_of(run))
+        spec = memory_ladder.effective(run.spec, run.adaptations)
+        rung = memory_ladder.next_rung(spec, device_of(run)) if run.trains else None
         if rung is None:
             raise Conflict("There is nothing left to save memory with. Use a smaller model or resolution in a new run.")
         changes["adaptations"] = run.adaptations | rung.changes
@@ -347,7 +348,7 @@ def retry_run(
     values = run.spec | run.adaptations | dict(settings or {})
     order = Order(output_name or free_name(run.output_name), profile, values, options)
     order.notes.extend(lost_options(run, trainer))
-    source = Source(run.dataset_version, run.base_model, trainer.key, retry_of=run)
+    source = Source(run.dataset_version, run.trained_model, trainer.key, retry_of=run)
     return _submit(actor, [order], source=source, priority=Priority.NORMAL)[0]
 
 

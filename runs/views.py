@@ -196,12 +196,12 @@ def _status(request: HttpRequest, run: Run) -> dict[str, Any]:
         "can_change": can_change,
         "wait": waiting.Queue().wait_of(run),
         "host": run.slot.host if run.slot else None,
-        "saves_on_stop": run.stack in STACKS and STACKS[run.stack].saves_on_stop,
+        "saves_on_stop": not run.trains or (run.stack in STACKS and STACKS[run.stack].saves_on_stop),
         "state_step": services.newest_state_step(run) if run.is_active else 0,
         "stop_asked": selectors.why_it_stops(run) if run.status == Status.STOPPING else None,
         "stop_deadline": selectors.stop_deadline(run),
         "is_out_of_memory": selectors.ran_out_of_memory(run),
-        "rung": _rung(run) if can_change and selectors.ran_out_of_memory(run) else None,
+        "rung": _rung(run) if can_change and run.trains and selectors.ran_out_of_memory(run) else None,
     }
 
 

@@ -20,7 +20,8 @@ from django.utils import timezone
 
 from runs import disk
 from runs.enums import ACTIVE, DeviceKind, Status
-from runs.models import Host, Run, Slot
+from runs.models import CAPTIONER, Host, Run, Slot
+from runs.spec import DEFAULTS
 from runs.stacks.installation import TRAINERS, Installation
 
 TURN_RULE = (
@@ -125,7 +126,7 @@ def places(slots: Iterable[Slot]) -> list[Place]:
 
 def has_trainer(host: Host, stack: str) -> bool:
     """Whether the host has told that it can train with `stack`. Ours comes with every host."""
-    if stack == "builtin":
+    if stack in ("builtin", CAPTIONER):
         return True
     known = host.trainers.get(stack)
     return known is not None and Installation.from_json(known).is_there
@@ -230,6 +231,6 @@ class _Speeds:
 
 
 def pixels_of_a_step(run: Run) -> int:
-    settings = run.spec | run.adaptations
+    settings = DEFAULTS | run.spec | run.adaptations
     pictures = settings["batch_size"] * settings["gradient_accumulation_steps"] * settings.get("gpus", 1)
     return int(pictures * settings["resolution"] ** 2)

@@ -13,7 +13,7 @@ import json
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -29,6 +29,9 @@ LONGEST_PAUSE_SECONDS = 600
 USER_AGENT = "LoRA-Pilot/1.0 (captions)"
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 WITHOUT_CREDIT = {"insufficient_quota", "billing_hard_limit_reached"}
+
+
+Headers = http.client.HTTPMessage | dict[str, str]
 
 
 class Busy(Exception):
@@ -115,7 +118,7 @@ def _parsed(raw: bytes) -> Any:
         return None
 
 
-def _refusal(provider: Provider, status: int, headers: Mapping[str, str], answer: Any) -> Exception:
+def _refusal(provider: Provider, status: int, headers: Headers, answer: Any) -> Exception:
     """What an answer other than 200 means."""
     name, reason = provider.name, reason_in(answer, provider.key)
     said = f": {reason}" if reason else f" (status {status})."
@@ -152,7 +155,7 @@ def _is_about_the_key(answer: Any, reason: str) -> bool:
     return "API_KEY_INVALID" in json.dumps(_error_in(answer).get("details")) or "incorrect api key" in reason.lower()
 
 
-def _seconds_to_wait(headers: Mapping[str, str], answer: Any) -> float | None:
+def _seconds_to_wait(headers: Headers, answer: Any) -> float | None:
     """Retry-After in seconds or as a date; else Gemini's `retryDelay`, such as "34s"."""
     value = (headers.get("Retry-After") or "").strip()
     if value.isascii() and value.isdigit():

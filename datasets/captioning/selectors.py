@@ -44,7 +44,7 @@ TOKENS = {f"sum_{name}": Sum(f"proposals__{name}", default=0) for name in ("inpu
 def captionings_of(dataset: Dataset) -> QuerySet[Captioning]:
     """Newest first, with what `counts_of` needs."""
     found = Captioning.objects.filter(dataset=dataset).select_related("owner", "job", "dataset")
-    counted: QuerySet[Any] = found.annotate(**STATES, **TOKENS)
+    counted: QuerySet[Any] = found.annotate(**STATES, **TOKENS).order_by("-pk")
     return counted
 
 

@@ -148,6 +148,15 @@ class Noted:
 
 
 @dataclass(frozen=True, slots=True)
+class Captioned:
+    """A caption for the picture with this hash; or, without one, the reason."""
+
+    sha256: str
+    caption: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Hopeless:
     """Going on only wastes the device: the attempt is ended at once, and `Stack.outcome` says why."""
 
@@ -161,6 +170,7 @@ Observation = (
     | CheckpointRemoved
     | StateSaved
     | SampleDrawn
+    | Captioned
     | Noted
     | Hopeless
 )

@@ -138,7 +138,7 @@ class BuiltinStack:
 
     def parse(self, chunk: bytes, reading: Reading) -> tuple[list[Observation], int]:
         end = chunk.rfind(b"\n") + 1
-        return [observation for record in _records(chunk[:end]) for observation in _observe(record)], end
+        return [observation for record in event_records(chunk[:end]) for observation in _observe(record)], end
 
     def measure(self, reading: Reading) -> list[Observation]:
         return []
@@ -147,9 +147,9 @@ class BuiltinStack:
         return complete_states(folder / "state")
 
     def outcome(self, reading: Reading, exit_: Exit) -> Outcome:
-        last = _last_words(reading.attempt_folder / EVENTS_FILE)
+        last = last_events(reading.attempt_folder / EVENTS_FILE)
         if "error" in last:
-            return _refused(last["error"], exit_)
+            return refused(last["error"], exit_)
         if "finished" in last and exit_.code == 0:
             return _finished(reading.folder, last["finished"])
         if "stopped" in last:
@@ -158,7 +158,7 @@ class BuiltinStack:
         cause = BY_EXIT_CODE.get(exit_.code) or cause_of_death(exit_, said)
         if exit_.stop_requested and cause in (Cause.OWN, Cause.KILLED):
             return Outcome(Status.STOPPED, _ended_hard(exit_))
-        return Outcome(**WITHOUT_A_WORD[cause], cause=cause) if cause in WITHOUT_A_WORD else _no_word(exit_)
+        return Outcome(**WITHOUT_A_WORD[cause], cause=cause) if cause in WITHOUT_A_WORD else no_word(exit_)
 
 
 # What accelerate's workers inherit: `-P`, a free port of their own, and as long to save as the stop plan gives.
@@ -183,7 +183,7 @@ def _launcher(processes: int) -> list[str]:
 BY_EXIT_CODE = {OutOfMemoryError.exit_status: Cause.OUT_OF_MEMORY, DiskFullError.exit_status: Cause.DISK_FULL}
 
 
-def _no_word(exit_: Exit) -> Outcome:
+def no_word(exit_: Exit) -> Outcome:
     return Outcome(
         Status.ERRORED,
         f"The trainer ended with exit code {exit_.code} and no word of why. The end of the log may tell.",
@@ -234,7 +234,7 @@ def _sample_prompt(prompt: str, index: int, job: TrainingJob) -> dict[str, Any]:
     }
 
 
-def _records(data: bytes) -> Iterator[dict[str, Any]]:
+def event_records(data: bytes) -> Iterator[dict[str, Any]]:
     """The events in `data`; a line that is none (a disk that filled up tore it) is passed over."""
     for line in data.splitlines():
         try:
@@ -282,12 +282,12 @@ OBSERVERS: dict[str, Callable[[dict[str, Any]], Observation]] = {
 }
 
 
-def _last_words(events: Path) -> dict[str, dict[str, Any]]:
+def last_events(events: Path) -> dict[str, dict[str, Any]]:
     """The attempt's last `finished`, `stopped` and `error` events."""
     if not events.is_file():
         return {}
     wanted = {"finished", "stopped", "error"}
-    return {record["event"]: record for record in _records(events.read_bytes()) if record.get("event") in wanted}
+    return {record["event"]: record for record in event_records(events.read_bytes()) if record.get("event") in wanted}
 
 
 CAUSES = {
@@ -297,7 +297,7 @@ CAUSES = {
 }
 
 
-def _refused(error: dict[str, Any], exit_: Exit) -> Outcome:
+def refused(error: dict[str, Any], exit_: Exit) -> Outcome:
     ours = error["code"] == "internal"
     cause = CAUSES.get(error["code"], Cause.OWN)
     if cause == Cause.KILLED and exit_.oom_kills:

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from django.db import transaction
 from django.db.models import F
@@ -24,6 +25,7 @@ from django.db.models.functions import Now
 from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
 
+from datasets.captioning.selectors import waiting_files
 from datasets.selectors import version_files
 from lorapilot import workspace
 from lorapilot.clock import is_stale
@@ -198,14 +200,10 @@ class _Slice:
             folder=run.folder,
             attempt_folder=self.folder,
             spec=memory_ladder.effective(run.spec, run.adaptations),
-            base_model=absolute_path(run.base_model),
-            architecture=run.base_model.architecture,
-            layout=run.base_model.layout,
-            prediction_type=run.base_model.prediction_type,
-            parts={str(role): path for role, path in component_paths(run.base_model).items()},
+            **_model_of(run),
             options=run.options,
             start_step=self.attempt.start_step,
-            pictures=[TrainingPicture(**picture) for picture in version_files(run.dataset_version)],
+            pictures=[TrainingPicture(**picture) for picture in _files_of(run)],
             device=DeviceKind(devices[0].kind),
             device_uuids=[device.uuid for device in devices],
             resume_state=state[0] if state else None,
@@ -378,8 +376,29 @@ def _launch_record(run: Run, plan: LaunchPlan, secrets: Iterable[str]) -> proces
     )
 
 
+def _files_of(run: Run) -> list[dict[str, Any]]:
+    """What it trains on; or what still waits for a caption."""
+    return version_files(run.dataset_version) if run.trains else waiting_files(run.captioning)
+
+
+def _model_of(run: Run) -> dict[str, Any]:
+    """Of a TrainingJob: the base model with its parts; or the folder of the captioner's model."""
+    base = run.base_model
+    if base is None:
+        return {"base_model": workspace.inside(workspace.models(), run.options["model"]), "architecture": ""}
+    return {
+        "base_model": absolute_path(base),
+        "architecture": base.architecture,
+        "layout": base.layout,
+        "prediction_type": base.prediction_type,
+        "parts": {str(role): path for role, path in component_paths(base).items()},
+    }
+
+
 def _provenance(run: Run) -> dict[str, str]:
-    """What the LoRA's metadata says of where it comes from."""
+    """What the LoRA's metadata says of where it comes from; nothing for a run that makes none."""
+    if run.base_model is None:
+        return {}
     return {
         "run": str(run.pk),
         "dataset": str(run.dataset_version),

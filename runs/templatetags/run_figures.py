@@ -12,7 +12,7 @@ from django.utils import timezone
 from runs import selectors
 from runs.enums import Profile
 from runs.models import Attempt, Host, Run
-from runs.stacks import STACKS
+from runs.stacks import CAPTIONER, STACKS
 
 register = template.Library()
 NONE_YET = "–"
@@ -137,7 +137,8 @@ def profile_name(key: str) -> str:
 
 @register.filter
 def stack_name(key: str) -> str:
-    return STACKS[key].name if key in STACKS else key
+    named = STACKS | {CAPTIONER.key: CAPTIONER}
+    return named[key].name if key in named else key
 
 
 @register.filter

@@ -56,9 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault:
             return self.misbehave(fault)
         if model not in self.stand.models:
-            return self.send(
-                404, {"error": {"message": f"The model {model} does not exist", "code": "model_not_found"}}
-            )
+            return self.send(404, {"error": {"message": f"There is no {model}", "code": "model_not_found"}})
         said = f"{prompt.split()[0]}: a {seen} square"
         return self.send(200, gemini_answer(said) if is_gemini else chat_answer(said))
 
