@@ -9,7 +9,7 @@ from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 
 from datasets import services
-from datasets.models import Dataset, DatasetVersion, Picture, Upload
+from datasets.models import CaptionProposal, Captioning, Dataset, DatasetVersion, Picture, Upload
 
 
 class LookOnly(admin.ModelAdmin[Any]):
@@ -55,6 +55,21 @@ class DatasetVersionAdmin(LookOnly):
     @admin.display(description="pictures")
     def picture_count(self, version: DatasetVersion) -> int:
         return len(version.pictures)
+
+
+@admin.register(Captioning)
+class CaptioningAdmin(LookOnly):
+    list_display = ("model", "captioner", "dataset", "owner", "created_at")
+    list_select_related = ("dataset", "owner")
+    search_fields = ("model", "dataset__name", "owner__username")
+
+
+@admin.register(CaptionProposal)
+class CaptionProposalAdmin(LookOnly):
+    list_display = ("picture", "state", "caption", "reason", "captioning")
+    list_select_related = ("picture", "captioning__dataset")
+    list_filter = ("state",)
+    search_fields = ("caption", "reason", "picture__original_name")
 
 
 @admin.register(Upload)

@@ -35,7 +35,8 @@ def new(request: HttpRequest, pk: int) -> HttpResponse:
     user = signed_in(request)
     dataset = get_editable(Dataset, user, pk=pk)
     if request.method != "POST":
-        return _page(request, CaptioningForm(dataset=dataset, chosen=_ids(request.GET.get("pictures", "").split(","))))
+        chosen = _ids(str(request.GET.get("pictures", "")).split(","))
+        return _page(request, CaptioningForm(dataset=dataset, chosen=chosen))
     form = CaptioningForm(request.POST, dataset=dataset)
     tried = None
     if form.is_valid():
@@ -97,7 +98,7 @@ def _page(
 def show(request: HttpRequest, pk: int, captioning_id: int) -> HttpResponse:
     """How it goes, and what is to be reviewed. `?show=` another state's."""
     captioning = _captioning(request, pk, captioning_id)
-    wanted = request.GET.get("show", Proposal.PROPOSED)
+    wanted = str(request.GET.get("show", Proposal.PROPOSED))
     state = wanted if wanted in Proposal.values else Proposal.PROPOSED
     found = selectors.proposals_of(captioning, state=state)
     context = {
@@ -141,12 +142,13 @@ def review(request: HttpRequest, pk: int, captioning_id: int) -> HttpResponse:
 
 
 def _keep_edits(request: HttpRequest, captioning: Captioning) -> None:
-    typed = {name.removeprefix("caption-"): text for name, text in request.POST.items() if name.startswith("caption-")}
+    fields = {name: str(text) for name, text in request.POST.items() if name.startswith("caption-")}
+    typed = {name.removeprefix("caption-"): text for name, text in fields.items()}
     open_ = captioning.proposals.filter(pk__in=_ids(typed), state=Proposal.PROPOSED)
     for proposal in open_:
         text = typed[str(proposal.pk)]
         if " ".join(text.split()) != " ".join(proposal.caption.split()):
-            services.edit(proposal, caption=str(text))
+            services.edit(proposal, caption=text)
 
 
 def _wanted(request: HttpRequest, argument: str) -> list[int] | None:
