@@ -9,7 +9,7 @@ from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 
 from datasets import services
-from datasets.models import CaptionProposal, Captioning, Dataset, DatasetVersion, Picture, Upload
+from datasets.models import Captioning, CaptionProposal, Dataset, DatasetVersion, Picture, Upload
 
 
 class LookOnly(admin.ModelAdmin[Any]):

@@ -31,11 +31,13 @@ MOST_DIGITS = 18
 # --- The form ---------------------------------------------------------------------------------------------------------
 @require_http_methods(["GET", "HEAD", "POST"])
 def new(request: HttpRequest, pk: int) -> HttpResponse:
-    """With `?pictures=3,5` for those alone. What was filled in is kept when it is refused, or only tried."""
+    """With `pictures=3,5` (in the address, or posted by themselves, for many) for those alone. What was filled in is
+    kept when it is refused, or only tried."""
     user = signed_in(request)
     dataset = get_editable(Dataset, user, pk=pk)
-    if request.method != "POST":
-        chosen = _ids(str(request.GET.get("pictures", "")).split(","))
+    if request.method != "POST" or "captioner" not in request.POST:
+        given = request.GET if request.method != "POST" else request.POST
+        chosen = _ids(",".join(map(str, given.getlist("pictures"))).split(","))
         return _page(request, CaptioningForm(dataset=dataset, chosen=chosen))
     form = CaptioningForm(request.POST, dataset=dataset)
     tried = None

@@ -110,7 +110,7 @@ class CaptionerStack:
             return _finished(last["finished"], reading)
         if "stopped" in last:
             return Outcome(
-                Status.STOPPED, f"Stopped after {last['stopped']['step']} pictures; their captions are kept."
+                Status.STOPPED, f"Stopped at picture {last['stopped']['step']}; the captions so far are kept."
             )
         said = logfile.last_words(reading.log, exit_.log_offset)
         cause = cause_of_death(exit_, said)

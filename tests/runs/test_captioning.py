@@ -163,7 +163,7 @@ def test_stopped_run_keeps_its_captions_and_goes_on_with_the_rest(tagger, alice,
 
     play_worker(handed_out, until=stop_once_captioned)
     run.refresh_from_db()
-    assert (run.status, run.reason) == ("stopped", "Stopped after 1 pictures; their captions are kept.")
+    assert (run.status, run.reason) == ("stopped", "Stopped at picture 1; the captions so far are kept.")
     assert [state for _, state, _ in states(made)] == ["proposed", "waiting"]
     tagger.behaviour = "finishes"
     captions.go_on(made, actor=alice)
