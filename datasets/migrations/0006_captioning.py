@@ -7,7 +7,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("datasets", "0002_initial"),
+        ("datasets", "0005_quality"),
         ("lorapilot", "0003_caption_keys"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
