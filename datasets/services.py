@@ -356,7 +356,7 @@ def _stray_reason(file: str, names: list[str]) -> str:
     if len(names) == 1 and batches.key_of(file).rpartition("/")[2] == names[0]:
         return "No picture has the same name. Upload the picture with its caption."
     some = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-    return f"{len(names):,} of its captions belong to pictures that are not here: {some}"
+    return f"There is no picture for {len(names):,} of its captions: {some}"
 
 
 def _record(
