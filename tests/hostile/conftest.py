@@ -21,8 +21,8 @@ FILL = """
 from datasets import services
 from lorapilot.models import ApiToken, User
 alice = User.objects.create_user("alice")
-dataset = services.create_dataset(alice, name="Cats")
-import json; print(json.dumps([dataset.pk, ApiToken.objects.create(user=alice, name="t", scope="write")[1]]))
+datasets = [services.create_dataset(alice, name=name).pk for name in ("Cats", "Dogs")]
+import json; print(json.dumps([datasets, ApiToken.objects.create(user=alice, name="t", scope="write")[1]]))
 """
 
 
@@ -48,7 +48,7 @@ class Installation:
             "MALLOC_ARENA_MAX": "1",  # so that address space says what is used
         }
         self.run("from django.core.management import call_command; call_command('migrate', verbosity=0)")
-        self.dataset, self.token = self.facts(FILL)
+        self.datasets, self.token = self.facts(FILL)
 
     def run(self, program: str, *arguments: str, **environment: str) -> str:
         done = subprocess.run(

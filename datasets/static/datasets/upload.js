@@ -253,6 +253,8 @@ class Uploader {
       } catch (error) {
         if (error.name === "AbortError") {
           if (line) line.state.textContent = "Paused";
+          await this.paused;
+          if (line) line.state.textContent = "Going on";
           tried = 0;
           continue;
         }
