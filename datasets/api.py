@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from collections.abc import Iterator
@@ -10,26 +11,32 @@ from typing import Any
 
 import django_filters
 from django.db.models import QuerySet
+from django.http.response import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
 from rest_framework import mixins, viewsets
+from rest_framework.decorators import action
 from rest_framework.parsers import BaseParser, MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from datasets import selectors, services
+from datasets import adoption, exports, selectors, services
+from datasets.batches import checked_choices
 from datasets.caption_api import conflict_response
 from datasets.caption_edits import CaptionConflict
 from datasets.caption_serializers import CaptionConflictSerializer, FilterInput
 from datasets.models import Dataset, DatasetVersion, Picture
 from datasets.picture_filters import PictureFilter
 from datasets.serializers import (
+    AdoptedSerializer,
+    AdoptInput,
     CaptionInput,
     DatasetChanges,
     DatasetInput,
     DatasetSerializer,
     FilesInput,
+    FoundFolderSerializer,
     ImportReportSerializer,
     PictureSerializer,
     UploadInput,
@@ -39,10 +46,22 @@ from datasets.serializers import (
 )
 from lorapilot.access import get_editable, get_visible, signed_in
 from lorapilot.errors import Conflict, UserError
+from lorapilot.serializers import JobSerializer
 from lorapilot.services import record
 
 READ_BYTES = 1024**2
+CHECKSUM = re.compile(r"sha256 ([A-Za-z0-9+/]{43}=)")  # as in the tus protocol
 OFFSET = re.compile(r"[0-9]{1,19}")
+
+
+LAYOUT = OpenApiParameter("layout", str, enum=["flat", "kohya"], description="kohya: in folders <repeats>_<name>.")
+
+
+def is_kohya_wanted(request: Request) -> bool:
+    layout = request.query_params.get("layout", "flat")
+    if layout not in ("flat", "kohya"):
+        raise UserError("The layout is flat or kohya.", field="layout")
+    return bool(layout == "kohya")
 
 
 class DatasetFilter(django_filters.FilterSet):
@@ -89,6 +108,21 @@ class DatasetViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
         services.delete_dataset(dataset)
         return Response(status=HTTPStatus.NO_CONTENT)
 
+    @extend_schema(parameters=[LAYOUT], responses={(200, "application/zip"): OpenApiTypes.BINARY}, methods=["GET"])
+    @extend_schema(request=None, responses={202: JobSerializer}, methods=["POST"])
+    @action(detail=True, methods=["get", "post"])
+    def export(self, request: Request, pk: str) -> HttpResponseBase:
+        """GET: pictures and captions as a ZIP archive. POST: as a folder on the server, in Kohya's form, by a job."""
+        user = signed_in(request)
+        if request.method == "POST":
+            dataset = get_editable(Dataset, user, pk=pk)
+            job = exports.start_folder_export(user, dataset=dataset)
+            record(user, "dataset exported to a folder", dataset, request)
+            return Response(JobSerializer(job).data, status=HTTPStatus.ACCEPTED)
+        dataset = get_visible(Dataset, user, pk=pk)
+        files = exports.dataset_files(dataset, is_kohya=is_kohya_wanted(request))
+        return exports.zip_response(request._request, files, name=dataset.name)
+
     def _shown(self, pk: int) -> Any:
         return self.get_serializer(self.get_queryset().get(pk=pk)).data
 
@@ -115,11 +149,18 @@ class PictureViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
     def create(self, request: Request, dataset_pk: int) -> Response:
         """Add files in one request. What is refused is named with the reason; the rest goes in (400: nothing did)."""
         dataset = get_editable(Dataset, signed_in(request), pk=dataset_pk)
-        given = _valid(FilesInput(data={"files": request.FILES.getlist("files")}))
-        report = services.import_files(dataset, files=[(file.name, file) for file in given["files"]])
+        sent = request.data.dict() | {"files": request.FILES.getlist("files")}
+        sent = {key: value for key, value in sent.items() if key != "paths"}
+        if request.data.getlist("paths"):
+            sent["paths"] = request.data.getlist("paths")
+        given = _valid(FilesInput(data=sent))
+        files, paths = given["files"], given.get("paths") or [file.name for file in given["files"]]
+        if len(paths) != len(files):
+            raise UserError("Send as many paths as files, in the same order, or none.", field="paths")
+        choices = checked_choices(flatten=given["flatten"], replaces_captions=given["replace_captions"])
+        report = services.import_files(dataset, files=list(zip(paths, files, strict=True)), choices=choices)
         done = report.sentence()
-        detail = done or "Nothing was imported. " + " ".join(f"{name}: {why}" for name, why in report.refused)
-        body = {"detail": detail} | report.as_dict()
+        body = {"detail": done or report.reasons()} | report.as_dict()
         return Response(body, status=HTTPStatus.CREATED if done else HTTPStatus.BAD_REQUEST)
 
     @extend_schema(request=CaptionInput, responses={200: PictureSerializer, 409: CaptionConflictSerializer})
@@ -163,6 +204,32 @@ class VersionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
         dataset = get_editable(Dataset, signed_in(request), pk=dataset_pk)
         return Response(VersionSerializer(services.pin_version(dataset)).data, status=HTTPStatus.CREATED)
 
+    @extend_schema(parameters=[LAYOUT], responses={(200, "application/zip"): OpenApiTypes.BINARY})
+    @action(detail=True, methods=["get"])
+    def export(self, request: Request, dataset_pk: int, pk: int) -> HttpResponseBase:
+        """What the version holds, as a ZIP archive."""
+        version = self.get_object()
+        files = exports.version_files(version, is_kohya=is_kohya_wanted(request))
+        return exports.zip_response(request._request, files, name=str(version))
+
+
+# --- Folders of the workspace -----------------------------------------------------------------------------------------
+class FoundFoldersView(APIView):
+    """Kohya's folders in `<workspace>/datasets/` that are no dataset yet. Staff only."""
+
+    @extend_schema(responses=FoundFolderSerializer(many=True), operation_id="datasets_found_list")
+    def get(self, request: Request) -> Response:
+        return Response(FoundFolderSerializer(adoption.found_folders(signed_in(request)), many=True).data)
+
+    @extend_schema(request=AdoptInput, responses={201: AdoptedSerializer}, operation_id="datasets_found_adopt")
+    def post(self, request: Request) -> Response:
+        """Make a dataset of such a folder: a job copies its files, and the folder stays as it is."""
+        given = _valid(AdoptInput(data=request.data))
+        dataset, job = adoption.adopt_folder(signed_in(request), **given)
+        record(signed_in(request), "folder adopted as a dataset", f"{dataset.adopted_from}: {dataset}", request)
+        body = AdoptedSerializer({"dataset": dataset.pk, "name": dataset.name, "job": job}).data
+        return Response(body, status=HTTPStatus.CREATED)
+
 
 # --- Uploads in chunks ------------------------------------------------------------------------------------------------
 class ChunkParser(BaseParser):
@@ -181,7 +248,8 @@ class UploadsView(APIView):
         user = signed_in(request)
         given = _valid(UploadInput(data=request.data))
         dataset = get_editable(Dataset, user, pk=given.pop("dataset"))
-        upload = services.start_upload(user, dataset=dataset, **given)
+        choices = checked_choices(flatten=given.pop("flatten"), replaces_captions=given.pop("replace_captions"))
+        upload = services.start_upload(user, dataset=dataset, choices=choices, **given)
         return Response(UploadSerializer(upload).data, status=HTTPStatus.CREATED, headers=_offset(upload.offset))
 
 
@@ -201,7 +269,10 @@ class UploadView(APIView):
         parameters=[
             OpenApiParameter(
                 "Upload-Offset", int, OpenApiParameter.HEADER, required=True, description="Where the bytes begin."
-            )
+            ),
+            OpenApiParameter(
+                "Upload-Checksum", str, OpenApiParameter.HEADER, description="`sha256`, a space, the piece's in base64."
+            ),
         ],
         responses={200: UploadSerializer, 204: None},
     )
@@ -211,7 +282,8 @@ class UploadView(APIView):
         upload = selectors.open_upload(signed_in(request), upload_id=upload_id)
         try:
             if not upload.finished_at:
-                services.append_chunk(upload, offset=_given_offset(request), chunk=_blocks(request))
+                given = {"offset": _given_offset(request), "sha256": _given_checksum(request)}
+                services.append_chunk(upload, chunk=_blocks(request), **given)
             if upload.offset < upload.size:
                 return Response(status=HTTPStatus.NO_CONTENT, headers=_offset(upload.offset))
             services.finish_upload(upload)
@@ -231,6 +303,17 @@ def _given_offset(request: Request) -> int:
     if not OFFSET.fullmatch(value):
         raise UserError("Send the header Upload-Offset: the place of the chunk's first byte.", field="offset")
     return int(value)
+
+
+def _given_checksum(request: Request) -> str:
+    """Of the piece, hexadecimal; empty when the client sent none."""
+    value = request.headers.get("Upload-Checksum", "")
+    if not value:
+        return ""
+    found = CHECKSUM.fullmatch(value)
+    if not found:
+        raise UserError("Send the header Upload-Checksum as sha256, a space, and the checksum in base64.")
+    return base64.b64decode(found[1]).hex()
 
 
 def _blocks(request: Request) -> Iterator[bytes]:

@@ -26,6 +26,7 @@ caption_urls = [
 
 urlpatterns = [
     *caption_urls,
+    path("datasets/found/", api.FoundFoldersView.as_view(), name="dataset-found"),
     path("uploads/", api.UploadsView.as_view(), name="upload-list"),
     path("uploads/<uuid:upload_id>/", api.UploadView.as_view(), name="upload-detail"),
     *quality_api.urlpatterns,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
+
 from lorapilot.errors import UserError
 
+ENDINGS = (".txt", ".caption")
 MAX_CHARACTERS = 5_000
 MAX_FILE_BYTES = 64 * 1024
 
@@ -21,14 +24,19 @@ def clean_caption(text: str) -> str:
 
 
 def read_caption(raw: bytes) -> str:
-    """The caption in the bytes of a .txt file."""
+    """The caption in the bytes of a .txt or .caption file."""
     if len(raw) > MAX_FILE_BYTES:
         raise UserError(f"A caption file has at most {MAX_FILE_BYTES // 1024} KiB. Shorten it.")
+    return clean_caption(decode(raw))
+
+
+def decode(raw: bytes) -> str:
+    """UTF-8, or UTF-16 where a byte order mark says so, as old editors of Windows write it."""
+    is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError:
         raise UserError("The caption is not UTF-8 text. Save the file as UTF-8 and upload it again.") from None
-    return clean_caption(text)
 
 
 def _is_encodable(text: str) -> bool:

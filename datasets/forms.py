@@ -7,9 +7,11 @@ from typing import Any
 from django import forms
 from django.contrib.auth.models import Group
 
-from datasets import selectors
+from datasets import caption_tables, captions, selectors
+from datasets.batches import ImportChoices, checked_choices
 from datasets.captions import MAX_CHARACTERS
 from datasets.models import Dataset
+from datasets.pictures import NAME_ENDINGS
 from lorapilot.models import User
 
 
@@ -63,10 +65,29 @@ class SeveralFilesField(forms.FileField):
         return [super(SeveralFilesField, self).clean(one, initial) for one in given or [None]]
 
 
-class UploadForm(forms.Form):
+ACCEPTED = ",".join((*NAME_ENDINGS, *captions.ENDINGS, *caption_tables.ENDINGS, ".zip"))
+
+
+class ChoicesForm(forms.Form):
+    fills = forms.BooleanField(required=False, label="Fill transparent parts", help_text="Otherwise they stay so.")
+    colour = forms.CharField(required=False, initial="#ffffff", widget=forms.TextInput(attrs={"type": "color"}))
+    replace_captions = forms.BooleanField(
+        required=False,
+        label="Replace captions",
+        help_text="When a picture is here already and comes with another caption. Otherwise it keeps its own.",
+    )
+
+    def choices(self) -> ImportChoices:
+        """What a valid form chose. Raises UserError."""
+        given = self.cleaned_data
+        flatten = given["colour"] if given["fills"] else ""
+        return checked_choices(flatten=flatten, replaces_captions=given["replace_captions"])
+
+
+class UploadForm(ChoicesForm):
     files = SeveralFilesField(  # type: ignore[assignment]  # form["files"]; form.files is Django's own
-        label="Pictures, captions, ZIP archives",
+        label="Pictures, captions or ZIP archives",
         allow_empty_file=True,  # an empty caption file is a caption; an empty picture is refused by name
-        widget=SeveralFilesInput(attrs={"accept": ".png,.jpg,.jpeg,.webp,.txt,.zip"}),
+        widget=SeveralFilesInput(attrs={"accept": ACCEPTED}),
         error_messages={"required": "Choose at least one file."},
     )

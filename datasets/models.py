@@ -24,6 +24,9 @@ class Dataset(Shared):
     trigger_word = models.CharField(
         max_length=100, blank=True, help_text="The word that calls the concept in a prompt."
     )
+    adopted_from = models.CharField(
+        max_length=255, blank=True, help_text="Folder of the workspace's datasets that it was copied from, if one."
+    )
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
 
@@ -42,6 +45,9 @@ class Picture(models.Model):
 
     dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="pictures")
     sha256 = models.CharField(max_length=64)
+    source_sha256 = models.CharField(
+        max_length=64, blank=True, help_text="Of the file that came: another than sha256 where it was converted."
+    )
     extension = models.CharField(max_length=5, help_text="Of the stored file, without the dot: png, jpg, webp.")
     width = models.PositiveIntegerField()
     height = models.PositiveIntegerField()
@@ -161,6 +167,7 @@ class Upload(models.Model):
     size = models.PositiveBigIntegerField(help_text="Bytes of the whole file.")
     offset = models.PositiveBigIntegerField(default=0, help_text="Bytes that have arrived.")
     sha256 = models.CharField(max_length=64, blank=True, help_text="Expected checksum, if the client gave one.")
+    options = models.JSONField(default=dict, help_text="Choices of the import, and the folders that the file lay in.")
     job = models.ForeignKey(Job, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
     finished_at = models.DateTimeField(null=True, blank=True)

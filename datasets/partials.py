@@ -55,16 +55,21 @@ def locked_partial(upload_id: uuid.UUID) -> Iterator[BinaryIO]:
         yield file
 
 
-def write_chunk(file: BinaryIO, *, offset: int, room: int, chunk: Iterable[bytes]) -> int:
-    """Write `chunk` at `offset`, to the disk itself. Returns its size. Raises UserError beyond `room` bytes."""
+def write_chunk(file: BinaryIO, *, offset: int, room: int, chunk: Iterable[bytes], sha256: str = "") -> int:
+    """Write `chunk` at `offset`, to the disk itself. Returns its size. Raises UserError beyond `room` bytes, or when
+    its checksum is another than `sha256`, if given."""
     limit = min(room, settings.MAX_BODY_BYTES)
+    digest = hashlib.sha256()
     file.seek(offset)
     size = 0
     for block in chunk:
         size += len(block)
         if size > limit:
             raise UserError(f"The chunk has more than the {limit:,} bytes that may come now. Send fewer.")
+        digest.update(block)
         file.write(block)
+    if sha256 and digest.hexdigest() != sha256:
+        raise Conflict("The piece arrived damaged: its checksum differs. Send it again.", field="sha256")
     file.flush()
     os.fsync(file.fileno())
     return size

@@ -1,7 +1,8 @@
 """Picture files: checked and decoded in a bounded way, stored once by content, with a thumbnail. No database here.
 
-`<workspace>/datasets/pictures/<aa>/<sha256>.<ext>` holds the bytes exactly as they came; a file is complete from the
-moment it has its name (staged, fsynced, renamed). `<workspace>/cache/thumbnails/<aa>/<sha256>.webp` can be made again.
+`<workspace>/datasets/pictures/<aa>/<sha256>.<ext>` holds the bytes exactly as they came, or a PNG where they had to be
+converted (conversion.py); a file is complete from the moment it has its name (staged, fsynced, renamed).
+`<workspace>/cache/thumbnails/<aa>/<sha256>.webp` can be made again.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from typing import BinaryIO
 from django.conf import settings
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from datasets import conversion
 from lorapilot import workspace
 from lorapilot.errors import UserError
 
-EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}  # MPO: a phone's JPEG with an extra picture
 CONTENT_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
-NAME_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-READABLE_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
+NAME_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff")
+KINDS = "PNG, JPEG, WebP, AVIF, BMP or TIFF"
 MAX_FILE_BYTES = 256 * 1024**2
 THUMBNAIL_PIXELS = 256
 COPY_BYTES = 1024**2
@@ -38,13 +39,35 @@ UNUSED_SECONDS = 24 * 3600
 Image.MAX_IMAGE_PIXELS = settings.MAX_PICTURE_PIXELS
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
-# A picture of 100 megapixels takes 400 MB while it is decoded: a process decodes one at a time.
-_decoding = threading.Lock()
+
+class Decoding:
+    """Admits pictures to decoding while they have at most `MAX_PICTURE_PIXELS` together: one of 100 megapixels takes
+    400 MB, and is decoded alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._pixels = 0
+
+    @contextmanager
+    def admit(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._pixels or self._pixels + pixels <= settings.MAX_PICTURE_PIXELS)
+            self._pixels += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._pixels -= pixels
+                self._changed.notify_all()
+
+
+_decoding = Decoding()
 
 
 @dataclass(frozen=True)
 class StagedPicture:
-    """A checked picture in a staging folder, not yet stored. Width and height are as it is shown (EXIF applied)."""
+    """A checked picture in a staging folder, not yet stored. `source_sha256` is of the file that came: another than
+    `sha256` where it was converted. `notes` tell the user what was done to it."""
 
     name: str
     path: Path
@@ -54,6 +77,8 @@ class StagedPicture:
     width: int
     height: int
     bytes: int
+    source_sha256: str
+    notes: tuple[str, ...] = ()
 
 
 def picture_path(sha256: str, extension: str) -> Path:
@@ -65,9 +90,13 @@ def thumbnail_path(sha256: str) -> Path:
 
 
 @contextmanager
-def staging_folder() -> Iterator[Path]:
-    """A folder on the file system of the pictures; gone at the end, with everything that was not stored."""
-    folder = staging_root() / str(uuid.uuid4())
+def staging_folder(key: uuid.UUID | None = None) -> Iterator[Path]:
+    """A folder on the file system of the pictures; gone at the end, with everything that was not stored.
+
+    Work that starts over gives the same `key` again: what it left behind when it was killed goes first."""
+    folder = staging_root() / str(key or uuid.uuid4())
+    if key:
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         yield folder
@@ -79,18 +108,20 @@ def staging_root() -> Path:
     return workspace.datasets() / "incoming"
 
 
-def stage_picture(source: BinaryIO | Path, *, name: str, folder: Path) -> StagedPicture:
-    """Copy `source` into a staging folder, check it, and make its thumbnail. Raises UserError with the reason."""
+def stage_picture(source: BinaryIO | Path, *, name: str, folder: Path, flatten: str = "") -> StagedPicture:
+    """Copy `source` into a staging folder, check it, convert it if it must be, and make its thumbnail. `flatten`: the
+    colour `#rrggbb` to fill transparency with. Raises UserError with the reason."""
     path = folder / str(uuid.uuid4())
-    thumbnail = path.with_suffix(".webp")
     if isinstance(source, Path):
         with source.open("rb") as stream:
             sha256, size = _copy(stream, path)
     else:
         sha256, size = _copy(source, path)
-    with _decoding:
-        extension, width, height = _check_and_draw(path, thumbnail)
-    return StagedPicture(name, path, thumbnail, sha256, extension, width, height, size)
+    try:
+        return _checked(path, name=name, sha256=sha256, size=size, flatten=flatten)
+    except UserError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _copy(stream: BinaryIO, path: Path) -> tuple[str, int]:
@@ -107,37 +138,55 @@ def _copy(stream: BinaryIO, path: Path) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _check_and_draw(path: Path, thumbnail: Path) -> tuple[str, int, int]:
-    """Extension, width and height of a picture that decodes to its last pixel."""
+def _checked(path: Path, *, name: str, sha256: str, size: int, flatten: str) -> StagedPicture:
+    """A picture that decodes to its last pixel, with its thumbnail."""
+    thumbnail = path.with_suffix(".webp")
+    source_sha256 = sha256
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            _refuse_unsuitable(image)
+        with Image.open(path, formats=conversion.READ_FORMATS) as image:
+            _refuse_huge(image)
             image.verify()
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            image.load()
-            extension = EXTENSIONS[image.format or ""]
-            shown = ImageOps.exif_transpose(image)
-            width, height = shown.size
-            _save_thumbnail(shown, thumbnail)
+        with (
+            Image.open(path, formats=conversion.READ_FORMATS) as image,
+            _decoding.admit(image.width * image.height),
+        ):
+            converted = conversion.convert(image, flatten=flatten)
+            extension = conversion.KEPT_FORMATS.get(image.format or "", "png")
+            width, height = converted.image.size
+            if converted.changes:
+                extension = "png"
+                sha256, size = _save_converted(conversion.plain(converted.image), path)
+            _save_thumbnail(converted.image, thumbnail)
     except UserError:
         raise
     except UnidentifiedImageError:
-        raise UserError("This is not a PNG, JPEG or WebP picture.") from None
+        raise UserError(f"This is not a {KINDS} picture.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels() from None
     except Exception:  # noqa: BLE001 a decoder that is fed with damaged or hostile bytes raises anything
         raise UserError("The picture is damaged or cut off. Save it again and upload the new file.") from None
-    return extension, width, height
+    notes = (*converted.changes, *converted.notes)
+    return StagedPicture(name, path, thumbnail, sha256, extension, width, height, size, source_sha256, notes)
 
 
-def _refuse_unsuitable(image: Image.Image) -> None:
-    """Before a pixel is decoded: too many of them, several pictures in one, or a kind that no trainer reads."""
+def _save_converted(image: Image.Image, path: Path) -> tuple[str, int]:
+    """In place of what came. Returns its checksum and size."""
+    converted = path.with_suffix(".png")
+    image.save(converted, "PNG", compress_level=3)
+    digest = hashlib.sha256()
+    with converted.open("r+b") as file:
+        while block := file.read(COPY_BYTES):
+            digest.update(block)
+        os.fsync(file.fileno())
+    size = converted.stat().st_size
+    converted.replace(path)
+    return digest.hexdigest(), size
+
+
+def _refuse_huge(image: Image.Image) -> None:
+    """Before a pixel is decoded."""
     if image.width * image.height > settings.MAX_PICTURE_PIXELS:
         raise _too_many_pixels()
-    if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise UserError("Animated pictures cannot be trained on. Save one frame as a picture.")
-    if image.mode not in READABLE_MODES:
-        raise UserError(f"Pictures of the kind {image.mode} are not supported. Save it with 8 bits a channel.")
 
 
 def _too_many_pixels() -> UserError:
@@ -145,9 +194,11 @@ def _too_many_pixels() -> UserError:
 
 
 def _save_thumbnail(image: Image.Image, path: Path) -> None:
-    small = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    small.save(path, "WEBP", quality=80)
+    wanted = "RGBA" if image.has_transparency_data else "RGB"
+    full = image if image.mode == wanted else image.convert(wanted)
+    scale = min(1.0, THUMBNAIL_PIXELS / max(full.size))
+    size = (max(1, round(full.width * scale)), max(1, round(full.height * scale)))
+    full.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0).save(path, "WEBP", quality=80)
 
 
 def store_picture(staged: StagedPicture) -> None:
@@ -189,7 +240,10 @@ def ensure_thumbnail(sha256: str, extension: str) -> Path:
         return thumbnail
     thumbnail.parent.mkdir(parents=True, exist_ok=True)
     partial = thumbnail.with_suffix(f".{uuid.uuid4()}")
-    with _decoding, Image.open(picture_path(sha256, extension), formats=("PNG", "JPEG", "WEBP")) as image:
+    with (
+        Image.open(picture_path(sha256, extension), formats=("PNG", "JPEG", "WEBP")) as image,
+        _decoding.admit(image.width * image.height),
+    ):
         image.draft("RGB", (2 * THUMBNAIL_PIXELS, 2 * THUMBNAIL_PIXELS))
         _save_thumbnail(ImageOps.exif_transpose(image), partial)
     partial.replace(thumbnail)

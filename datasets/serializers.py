@@ -11,6 +11,7 @@ from rest_framework import serializers
 
 from datasets import selectors
 from datasets.models import Dataset, DatasetVersion, Picture, Upload
+from lorapilot.models import User
 from lorapilot.serializers import JobSerializer
 
 
@@ -95,11 +96,25 @@ class CaptionInput(serializers.Serializer[Picture]):
     revision = serializers.IntegerField(required=False, min_value=1, help_text="The one that you saw: 409 if past.")
 
 
-class FilesInput(serializers.Serializer[Any]):
+class ChoicesInput(serializers.Serializer[Any]):
+    flatten = serializers.CharField(
+        default="", allow_blank=True, help_text="Fill transparency with this colour, such as #ffffff; empty keeps it."
+    )
+    replace_captions = serializers.BooleanField(
+        default=False, help_text="Captions that come take the place of those that are there."
+    )
+
+
+class FilesInput(ChoicesInput):
     files = serializers.ListField(
         child=serializers.FileField(allow_empty_file=True),
         allow_empty=False,
-        help_text="Pictures, .txt captions and ZIP archives; 32 MiB in one request.",
+        help_text="Pictures, caption files and ZIP archives; 32 MiB in one request.",
+    )
+    paths = serializers.ListField(
+        child=serializers.CharField(max_length=1000),
+        required=False,
+        help_text="Where each file lay, in the same order: Kohya's folders (10_cat/a.png) set repeats.",
     )
 
 
@@ -109,13 +124,15 @@ class RefusedFile(serializers.Serializer[Any]):
 
 
 class ImportReportSerializer(serializers.Serializer[Any]):
-    """How many pictures were added, got a new caption, or were there already; and which files were refused, and why."""
+    """How many pictures were added, got a new caption, or were there already; which files were refused, and why; and
+    what was done to pictures."""
 
     detail = serializers.CharField()
     added = serializers.IntegerField()
     captioned = serializers.IntegerField()
     duplicates = serializers.IntegerField()
     refused = RefusedFile(many=True)
+    notes = RefusedFile(many=True)
 
 
 class VersionSerializer(serializers.ModelSerializer[DatasetVersion]):
@@ -142,9 +159,33 @@ class VersionDetailSerializer(VersionSerializer):
         fields = (*VersionSerializer.Meta.fields, "pictures")  # type: ignore[assignment]  # one more than its parent
 
 
-class UploadInput(serializers.Serializer[Upload]):
+class FoundFolderSerializer(serializers.Serializer[Any]):
+    folder = serializers.CharField(help_text="In the workspace's datasets folder.")
+    name = serializers.CharField(help_text="What its dataset will be called.")
+    repeats = serializers.IntegerField()
+    pictures = serializers.IntegerField()
+    captions = serializers.IntegerField()
+
+
+class AdoptInput(serializers.Serializer[Any]):
+    folder = serializers.CharField(max_length=255)
+    owner: Any = serializers.SlugRelatedField(
+        slug_field="username",
+        required=False,
+        queryset=User.objects.filter(is_active=True),
+        help_text="Whose dataset it will be; yours when left out.",
+    )
+
+
+class AdoptedSerializer(serializers.Serializer[Any]):
+    dataset = serializers.IntegerField()
+    name = serializers.CharField()
+    job = JobSerializer()
+
+
+class UploadInput(ChoicesInput):
     dataset = serializers.IntegerField(help_text="Id of the dataset that the file goes into.")
-    filename = serializers.CharField(max_length=255)
+    filename = serializers.CharField(max_length=1000, help_text="It may have folders: 10_cat/a.png sets repeats.")
     size = serializers.IntegerField(min_value=1, help_text="Bytes of the whole file.")
     sha256 = serializers.CharField(required=False, allow_blank=True, help_text="Of the whole file, hexadecimal.")
 

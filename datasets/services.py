@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+from zipfile import ZipInfo
 
 from django.conf import settings
 from django.contrib.auth.models import Group
@@ -22,7 +23,8 @@ from django.db import IntegrityError, transaction
 from django.db.models import F, Max, Q
 from django.utils import timezone
 
-from datasets import archives, captions, edits, partials, pictures
+from datasets import archives, batches, edits, partials, pictures
+from datasets.batches import Batch, Caption, Found, ImportChoices, plain_name
 from datasets.caption_edits import replace_captions, set_caption
 from datasets.models import Dataset, DatasetVersion, Picture, Upload
 from datasets.pictures import StagedPicture, picture_path
@@ -34,7 +36,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 STALE_AFTER = timedelta(days=7)
 MAX_OPEN_UPLOADS = 100
-UPLOAD_ENDINGS = (*pictures.NAME_ENDINGS, ".txt", ".zip")
+DEFAULT = ImportChoices()
 
 Report = Callable[[int, int, str], None]
 
@@ -130,7 +132,7 @@ def _touch(dataset: Dataset) -> None:
 
 # --- One picture ------------------------------------------------------------------------------------------------------
 RESTORED = (
-    *("pk", "sha256", "extension", "width", "height", "bytes", "original_name"),
+    *("pk", "sha256", "source_sha256", "extension", "width", "height", "bytes", "original_name"),
     *("caption", "revision", "repeats", "edit"),
 )
 
@@ -170,6 +172,10 @@ def remove_unused_pictures() -> int:
 
 
 # --- Import -----------------------------------------------------------------------------------------------------------
+LISTED_AT_MOST = 200  # of the refused files and of the notes: a job's result is read whole
+IS_NOTHING = "Nothing was imported."
+
+
 @dataclass
 class ImportReport:
     """What an import did, by the names of the files."""
@@ -178,6 +184,7 @@ class ImportReport:
     captioned: list[str] = field(default_factory=list)  # pictures that were there, and got a caption
     duplicates: list[str] = field(default_factory=list)  # pictures that were there, left alone
     refused: list[tuple[str, str]] = field(default_factory=list)  # name, reason
+    notes: list[tuple[str, str]] = field(default_factory=list)  # name, what was done to the picture, or kept
 
     def __add__(self, other: ImportReport) -> ImportReport:
         return ImportReport(
@@ -185,6 +192,7 @@ class ImportReport:
             self.captioned + other.captioned,
             self.duplicates + other.duplicates,
             self.refused + other.refused,
+            self.notes + other.notes,
         )
 
     def sentence(self) -> str:
@@ -194,157 +202,213 @@ class ImportReport:
         parts = [f"{number} {what}" for number, what in counts if number]
         return f"Pictures: {', '.join(parts)}." if parts else ""
 
+    def reasons(self) -> str:
+        """Why nothing went in: the first few of the refused files."""
+        told = [f"{name}: {reason}" for name, reason in self.refused[:3]]
+        more = len(self.refused) - len(told)
+        return " ".join([IS_NOTHING, *told, *([f"And {more:,} more files."] if more else [])])
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "added": len(self.added),
             "captioned": len(self.captioned),
             "duplicates": len(self.duplicates),
-            "refused": [{"name": name, "reason": reason} for name, reason in self.refused],
+            "refused": _listed(self.refused, "files were refused"),
+            "notes": _listed(self.notes, "notes"),
         }
 
 
-@dataclass
-class _Batch:
-    """Checked files of one import. A picture and its caption have the same key: the path without its ending."""
-
-    staged: list[tuple[str, StagedPicture]] = field(default_factory=list)
-    captions: dict[str, tuple[str, str]] = field(default_factory=dict)  # key: (file name, text)
-
-    def caption_of(self, key: str) -> str:
-        return self.captions.get(key, ("", ""))[1]
-
-    def lone_captions(self) -> dict[str, tuple[str, str]]:
-        """Captions whose picture is not part of the import."""
-        keys = {key for key, _ in self.staged}
-        return {key: caption for key, caption in self.captions.items() if key not in keys}
+def _listed(told: list[tuple[str, str]], what: str) -> list[dict[str, str]]:
+    rows = [{"name": name, "reason": reason} for name, reason in told[:LISTED_AT_MOST]]
+    more = len(told) - len(rows)
+    return [*rows, *([{"name": "…", "reason": f"{more:,} more {what}."}] if more else [])]
 
 
-def import_files(dataset: Dataset, *, files: Sequence[tuple[str, BinaryIO | Path]]) -> ImportReport:
-    """Pictures, captions (`cat.txt` belongs to `cat.png`, uploaded now or before) and ZIP archives.
+def import_files(
+    dataset: Dataset,
+    *,
+    files: Sequence[tuple[str, BinaryIO | Path]],
+    choices: ImportChoices = DEFAULT,
+    progress: Report | None = None,
+    key: uuid.UUID | None = None,
+) -> ImportReport:
+    """Pictures, captions (`cat.txt` belongs to `cat.png`, uploaded now or before), and ZIP archives.
 
-    A file that is no good is refused by name and reason, and the others go in; an archive goes in whole or not at all.
+    A name may have folders: those of Kohya's kind set repeats. A file that is no good is refused by name and reason,
+    and the others go in together. Work that starts over gives the same `key` again.
     """
     report = ImportReport()
-    batch = _Batch()
-    with pictures.staging_folder() as folder:
-        for raw_name, source in files:
-            name = plain_name(raw_name)
-            try:
-                if name.lower().endswith(".zip"):
-                    report += import_zip(dataset, path=source, filename=name)
-                else:
-                    _stage_file(batch, name=name, source=source, folder=folder)
-            except UserError as error:
-                # What is wrong with an archive begins with its name, for the job that imports one alone.
-                report.refused.append((name, error.message.removeprefix(f"{name}: ")))
-        targets, lone = _find_lone_pictures(dataset, batch)
-        report.refused += lone
-        return report + _record(dataset, batch, targets)
+    batch = Batch(choices)
+    with pictures.staging_folder(key) as folder:
+        wanted = [file for file in files if not batches.is_junk(file[0])]
+        is_archive = [path.lower().endswith(".zip") for path, _ in wanted]
+        single = [file for file, packed in zip(wanted, is_archive, strict=True) if not packed]
+        _stage(batch, single, lambda file: batch.read(*file, folder), lambda file: file[0], progress)
+        for (path, source), packed in zip(wanted, is_archive, strict=True):
+            if packed:
+                report += _import_archive(dataset, batch, path, source)
+        for path, _ in files:
+            if batches.is_junk(path):
+                batch.refuse(path, batches.HIDDEN)
+        return report + _finish(dataset, batch, progress)
+
+
+def _import_archive(dataset: Dataset, batch: Batch, path: str, source: BinaryIO | Path) -> ImportReport:
+    """One among other files: what refuses it is told with theirs."""
+    name = plain_name(path)
+    try:
+        return import_zip(dataset, path=source, filename=name, choices=batch.choices)
+    except UserError as error:
+        # What is wrong with an archive begins with its name, for the job that imports one alone.
+        batch.refuse(name, error.message.removeprefix(f"{name}: "))
+        return ImportReport()
 
 
 def import_zip(
-    dataset: Dataset, *, path: Path | BinaryIO, filename: str, progress: Report | None = None
+    dataset: Dataset,
+    *,
+    path: Path | BinaryIO,
+    filename: str,
+    choices: ImportChoices = DEFAULT,
+    progress: Report | None = None,
+    key: uuid.UUID | None = None,
 ) -> ImportReport:
-    """All pictures and captions of an archive, or nothing: raises UserError that names the bad entry and the reason."""
-    batch = _Batch()
+    """All pictures and captions of an archive that are good; the others are named with the reason.
+
+    Raises UserError, having changed nothing, when the archive is hostile or unreadable, or when nothing in it is good.
+    """
+    batch = Batch(choices)
     try:
-        with archives.opened_archive(path) as archive, pictures.staging_folder() as folder:
-            entries = archives.wanted_entries(archive)
+        with archives.opened_archive(path) as archive, pictures.staging_folder(key) as folder:
+            entries, batch.refused = archives.wanted_entries(archive)
             partials.ensure_room(sum(entry.file_size for entry in entries))
-            for done, entry in enumerate(entries):
-                if progress:
-                    progress(done, len(entries), archives.entry_name(entry))
-                _stage_entry(batch, archive, entry, folder)
-            targets, lone = _find_lone_pictures(dataset, batch)
-            _refuse_lone_captions(lone)
-            return _record(dataset, batch, targets, progress)
+
+            def read(entry: ZipInfo) -> Found:
+                with archives.opened_entry(archive, entry) as stream:
+                    return batch.read(entry.filename, stream, folder)
+
+            _stage(batch, entries, read, archives.shown, progress)
+            batch.require_something()
+            report = _finish(dataset, batch, progress)
     except UserError as error:
         raise UserError(f"{plain_name(filename)}: {error.message}") from None
+    if not report.sentence():
+        raise UserError(f"{plain_name(filename)}: {report.reasons()}")
+    return report
 
 
-def _stage_file(batch: _Batch, *, name: str, source: BinaryIO | Path, folder: Path) -> None:
-    key = name.rpartition(".")[0]
-    if name.lower().endswith(".txt"):
-        batch.captions[key] = (name, captions.read_caption(_first_bytes(source)))
-    elif name.lower().endswith(pictures.NAME_ENDINGS):
-        batch.staged.append((key, pictures.stage_picture(source, name=name, folder=folder)))
-    else:
-        raise UserError("This is neither a PNG, JPEG or WebP picture, nor a .txt caption, nor a ZIP archive.")
+Item = TypeVar("Item")
 
 
-def _first_bytes(source: BinaryIO | Path) -> bytes:
-    """One byte more than a caption may have, so that a longer one is noticed and never held."""
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            return file.read(captions.MAX_FILE_BYTES + 1)
-    return source.read(captions.MAX_FILE_BYTES + 1)
+def _stage(
+    batch: Batch,
+    items: Sequence[Item],
+    read: Callable[[Item], Found],
+    name_of: Callable[[Item], str],
+    progress: Report | None,
+) -> None:
+    """Read all items into the batch; those that are no good are refused by name."""
+    for done, (item, found) in enumerate(batches.in_parallel(read, items)):
+        if progress:
+            progress(done, len(items), plain_name(name_of(item)))
+        try:
+            if isinstance(found, UserError):
+                raise found
+            batch.add(found)
+        except UserError as error:
+            batch.refuse(name_of(item), error.message)
 
 
-def _stage_entry(batch: _Batch, archive: Any, entry: Any, folder: Path) -> None:
-    key = archives.entry_stem(entry)
-    with archives.opened_entry(archive, entry) as stream:
-        if archives.is_caption(entry):
-            batch.captions[key] = (archives.entry_name(entry), captions.read_caption(stream.read()))
-        else:
-            name = plain_name(archives.entry_name(entry))
-            batch.staged.append((key, pictures.stage_picture(stream, name=name, folder=folder)))
+def _finish(dataset: Dataset, batch: Batch, progress: Report | None) -> ImportReport:
+    batch.take_tables()
+    targets = _find_lone_pictures(dataset, batch)
+    report = _record(dataset, batch, targets, progress)
+    report.refused += batch.refused
+    return report
 
 
-def _find_lone_pictures(dataset: Dataset, batch: _Batch) -> tuple[dict[int, str], list[tuple[str, str]]]:
-    """For captions that came without their picture: the caption of each picture in the dataset that one belongs to,
-    and what cannot be placed, as (file name, reason)."""
+def _find_lone_pictures(dataset: Dataset, batch: Batch) -> dict[int, Caption]:
+    """For captions that came without their picture: the caption of each picture in the dataset that one belongs to.
+    What cannot be placed is refused."""
     by_stem: dict[str, list[int]] = {}
     lone = batch.lone_captions()
     if lone:
         for pk, name in dataset.pictures.values_list("pk", "original_name"):
-            by_stem.setdefault(name.rpartition(".")[0], []).append(pk)
-    targets: dict[int, str] = {}
-    refused: list[tuple[str, str]] = []
-    for key, (name, text) in lone.items():
-        found = by_stem.get(key.rpartition("/")[2], [])
+            by_stem.setdefault(batches.key_of(name), []).append(pk)
+    targets: dict[int, Caption] = {}
+    strays: dict[str, list[str]] = {}  # file that the captions came in: names of the pictures that are not there
+    for key, caption in lone.items():
+        name = key.rpartition("/")[2]
+        found = by_stem.get(name, [])
         if len(found) == 1:
-            targets[found[0]] = text
+            targets[found[0]] = caption
         elif found:
-            refused.append((name, "Several pictures of the dataset have this name. Edit their captions on the page."))
+            reason = "Several pictures of the dataset have this name. Edit their captions on the page."
+            batch.refuse(caption.file, reason if batches.is_caption(caption.file) else f"{name}: {reason}")
         else:
-            refused.append((name, "No picture has the same name. Upload the picture with its caption."))
-    return targets, refused
+            strays.setdefault(caption.file, []).append(name)
+    for file, names in strays.items():
+        batch.refuse(file, _stray_reason(file, names))
+    return targets
 
 
-def _refuse_lone_captions(lone: list[tuple[str, str]]) -> None:
-    for name, reason in lone:
-        raise UserError(f"{name}: {reason} Nothing was imported.")
+def _stray_reason(file: str, names: list[str]) -> str:
+    if len(names) == 1 and batches.key_of(file).rpartition("/")[2] == names[0]:
+        return "No picture has the same name. Upload the picture with its caption."
+    some = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    return f"There is no picture for {len(names):,} of its captions: {some}"
 
 
-def _record(dataset: Dataset, batch: _Batch, targets: dict[int, str], progress: Report | None = None) -> ImportReport:
+def _record(
+    dataset: Dataset, batch: Batch, targets: dict[int, Caption], progress: Report | None = None
+) -> ImportReport:
     """Store the staged files, then write all rows in one transaction."""
-    for done, (_, staged) in enumerate(batch.staged):
+    for done, (_, _, staged) in enumerate(batch.staged):
         if progress:
             progress(done, len(batch.staged), "Storing the pictures")
         pictures.store_picture(staged)
     report = ImportReport()
     with transaction.atomic():
         _locked(dataset)
-        there = {
-            sha256: row["pk"] for row in dataset.pictures.values("pk", *edits.OF) for sha256 in edits.files_of(row)
-        }
+        there: dict[str, int] = {}
+        for row in dataset.pictures.values("pk", "source_sha256", *edits.OF):
+            there |= dict.fromkeys((*edits.files_of(row), row["source_sha256"] or row["sha256"]), row["pk"])
         fresh: dict[str, Picture] = {}
-        for key, staged in batch.staged:
-            caption = batch.caption_of(key)
-            if staged.sha256 in fresh or (staged.sha256 in there and not caption):
+        added: list[Picture] = []
+        known: dict[int, str] = {}  # pictures of the dataset that came again, by what they are called in the import
+        for key, repeats, staged in batch.staged:
+            caption = batch.captions.get(key)
+            pk = there.get(staged.source_sha256) or there.get(staged.sha256)
+            twin = fresh.get(staged.source_sha256) or fresh.get(staged.sha256)
+            if pk:
+                known.setdefault(pk, staged.name)
+                if caption:
+                    targets.setdefault(pk, caption)
+            elif twin:
                 report.duplicates.append(staged.name)
-            elif staged.sha256 in there:
-                targets[there[staged.sha256]] = caption
+                _caption_twin(twin, staged, caption, report)
             else:
-                fresh[staged.sha256] = _new_picture(dataset, staged, caption)
-                report.added.append(staged.name)
-        Picture.objects.bulk_create(fresh.values(), batch_size=500)
-        report.captioned += replace_captions(dataset, captions=targets, label="Captions of an import", actor=None)
-        _touch(dataset)
+                picture = _new_picture(dataset, staged, caption.text if caption else "", repeats)
+                fresh |= {staged.sha256: picture, staged.source_sha256: picture}
+                added.append(picture)
+                report.notes += [(staged.name, note) for note in staged.notes]
+        Picture.objects.bulk_create(added, batch_size=500)
+        report.added = [picture.original_name for picture in added]
+        _caption_pictures(dataset, targets, known, batch, report)
+        if report.added or report.captioned:
+            _touch(dataset)
     return report
 
 
-def _new_picture(dataset: Dataset, staged: StagedPicture, caption: str) -> Picture:
+def _caption_twin(twin: Picture, staged: StagedPicture, caption: Caption | None, report: ImportReport) -> None:
+    """The same picture twice in one import: the first caption that there is goes in, and another one is told."""
+    if caption and not twin.caption:
+        twin.caption = caption.text
+    elif caption and caption.text != twin.caption:
+        report.notes.append((staged.name, f"It is the same picture as {twin.original_name}, whose caption was taken."))
+
+
+def _new_picture(dataset: Dataset, staged: StagedPicture, caption: str, repeats: int) -> Picture:
     return Picture(
         dataset=dataset,
         sha256=staged.sha256,
@@ -353,14 +417,27 @@ def _new_picture(dataset: Dataset, staged: StagedPicture, caption: str) -> Pictu
         height=staged.height,
         bytes=staged.bytes,
         original_name=staged.name,
+        source_sha256=staged.source_sha256,
         caption=caption,
+        repeats=repeats,
     )
 
 
-def plain_name(name: str) -> str:
-    """The last part of a client's file name, for people to read; nothing here uses it as a path."""
-    last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
-    return "".join(character for character in last if character.isprintable())[-255:] or "unnamed"
+def _caption_pictures(
+    dataset: Dataset, targets: dict[int, Caption], known: dict[int, str], batch: Batch, report: ImportReport
+) -> None:
+    """Captions for pictures here already: an empty one is filled; another is kept unless the user chose otherwise."""
+    changed: dict[int, str] = {}
+    for picture in dataset.pictures.filter(pk__in=targets):
+        text = targets[picture.pk].text
+        name = known.setdefault(picture.pk, picture.original_name)
+        if text and text != picture.caption and (batch.choices.replaces_captions or not picture.caption):
+            changed[picture.pk] = text
+            del known[picture.pk]
+        elif text != picture.caption:
+            report.notes.append((name, "It is here already, and its caption was kept."))
+    report.captioned += replace_captions(dataset, captions=changed, label="Captions of an import", actor=None)
+    report.duplicates += known.values()
 
 
 # --- Versions ---------------------------------------------------------------------------------------------------------
@@ -428,11 +505,15 @@ class WrongOffset(Conflict):
         self.offset = offset
 
 
-def start_upload(owner: User, *, dataset: Dataset, filename: str, size: int, sha256: str = "") -> Upload:
-    """An empty upload of `size` bytes; `sha256` (hex) is checked when all are there, if given."""
+def start_upload(
+    owner: User, *, dataset: Dataset, filename: str, size: int, sha256: str = "", choices: ImportChoices = DEFAULT
+) -> Upload:
+    """An empty upload of `size` bytes; `sha256` (hex) is checked when all are there, if given. `filename` may have
+    folders, which set repeats."""
+    parts = batches.path_parts(filename)
     name = plain_name(filename)
-    if not name.lower().endswith(UPLOAD_ENDINGS):
-        raise UserError("Upload a ZIP archive, a PNG, JPEG or WebP picture, or a .txt caption.", field="filename")
+    if not parts or not (name.lower().endswith(".zip") or batches.most_bytes(name)):
+        raise UserError("Upload a ZIP archive, a picture, or a caption file.", field="filename")
     if not 1 <= size <= settings.MAX_UPLOAD_BYTES:
         limit = settings.MAX_UPLOAD_BYTES // 1024**3
         raise UserError(f"A file has between 1 byte and {limit} GiB. Split a larger archive.", field="size")
@@ -442,19 +523,27 @@ def start_upload(owner: User, *, dataset: Dataset, filename: str, size: int, sha
     with transaction.atomic():
         if Upload.objects.filter(owner=owner, finished_at=None).count() >= MAX_OPEN_UPLOADS:
             raise Conflict(f"You have {MAX_OPEN_UPLOADS} unfinished uploads. Finish or cancel some first.")
-        return Upload.objects.create(owner=owner, dataset=dataset, filename=name, size=size, sha256=sha256.lower())
+        return Upload.objects.create(
+            owner=owner,
+            dataset=dataset,
+            filename=name,
+            size=size,
+            sha256=sha256.lower(),
+            options=choices.as_dict() | {"folders": parts[:-1]},
+        )
 
 
-def append_chunk(upload: Upload, *, offset: int, chunk: Iterable[bytes]) -> Upload:
+def append_chunk(upload: Upload, *, offset: int, chunk: Iterable[bytes], sha256: str = "") -> Upload:
     """Add bytes at `offset`, which must be where the upload ends; of two writers, one wins and one gets Conflict.
 
-    The offset moves only once the bytes are on the disk, so a client that lost the answer asks for it and goes on.
+    The offset moves only once the bytes are on the disk, so a client that lost the answer asks for it and goes on; and
+    not at all when they are others than `sha256` (hex) says, if given.
     """
     with partials.locked_partial(upload.pk) as file:
         upload.refresh_from_db()
         if upload.finished_at or offset != upload.offset:
             raise WrongOffset(upload.offset)
-        size = partials.write_chunk(file, offset=offset, room=upload.size - offset, chunk=chunk)
+        size = partials.write_chunk(file, offset=offset, room=upload.size - offset, chunk=chunk, sha256=sha256)
         moved = Upload.objects.filter(pk=upload.pk, offset=offset, finished_at=None).update(offset=F("offset") + size)
         if not moved:
             upload.refresh_from_db()
@@ -503,11 +592,14 @@ def import_upload(progress: jobs.Progress, *, upload_id: str) -> dict[str, Any]:
     path = partials.partial_path(uuid.UUID(upload_id))
     if upload is None or not path.exists():
         raise Missing("The uploaded file is no longer there. Look at the dataset, and upload what is missing.")
+    options = dict(upload.options)
+    name = "/".join([*options.pop("folders", []), upload.filename])
+    given: dict[str, Any] = {"choices": ImportChoices(**options), "progress": progress, "key": upload.pk}
     try:
         if upload.filename.lower().endswith(".zip"):
-            report = import_zip(upload.dataset, path=path, filename=upload.filename, progress=progress)
+            report = import_zip(upload.dataset, path=path, filename=upload.filename, **given)
         else:
-            report = import_files(upload.dataset, files=[(upload.filename, path)])
+            report = import_files(upload.dataset, files=[(name, path)], **given)
     except UserError:
         partials.remove_partial(upload.pk)
         raise

@@ -12,18 +12,18 @@ from django.contrib import messages
 from django.core import signing
 from django.core.paginator import Paginator
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
-from django.shortcuts import redirect, render
+from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.cache import get_conditional_response
 from django.utils.http import content_disposition_header
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from datasets import selectors, services
+from datasets import adoption, exports, selectors, services
 from datasets.caption_views import pictures_context
 from datasets.forms import DatasetForm, ShareForm, UploadForm
-from datasets.models import Dataset, Picture
+from datasets.models import Dataset, DatasetVersion, Picture
 from datasets.pictures import CONTENT_TYPES, ensure_thumbnail, picture_path
-from lorapilot.access import get_editable, signed_in
+from lorapilot.access import get_editable, get_visible, signed_in
 from lorapilot.errors import UserError
 from lorapilot.services import record
 
@@ -43,7 +43,18 @@ def dataset_list(request: HttpRequest) -> HttpResponse:
     page = Paginator(found.filter(name__icontains=wanted) if wanted else found, DATASETS_A_PAGE).get_page(
         request.GET.get("page")
     )
-    return render(request, "datasets/list.html", {"page": page, "wanted": wanted})
+    found_folders = adoption.found_folders(user) if user.is_staff else []
+    return render(request, "datasets/list.html", {"page": page, "wanted": wanted, "found_folders": found_folders})
+
+
+@require_POST
+def adopt(request: HttpRequest) -> HttpResponse:
+    """A folder of the workspace becomes a dataset of the staff member's."""
+    user = signed_in(request)
+    dataset, _ = adoption.adopt_folder(user, folder=request.POST.get("folder", ""))
+    record(user, "folder adopted as a dataset", f"{dataset.adopted_from}: {dataset}", request)
+    messages.success(request, f"“{dataset.name}” is being filled from {dataset.adopted_from}. Reload to see more.")
+    return redirect("datasets:detail", dataset.pk)
 
 
 @get_or_post
@@ -101,7 +112,7 @@ def upload(request: HttpRequest, pk: int) -> HttpResponse:
     if not form.is_valid():
         return _detail_page(request, pk, upload_form=form)
     files = form.cleaned_data["files"]
-    report = services.import_files(dataset, files=[(file.name, file) for file in files])
+    report = services.import_files(dataset, files=[(file.name, file) for file in files], choices=form.choices())
     _show_report(request, report)
     return redirect("datasets:detail", pk)
 
@@ -151,8 +162,27 @@ def _show_report(request: HttpRequest, report: services.ImportReport) -> None:
     done = report.sentence()
     if done:
         messages.success(request, done)
+    for name, note in report.notes:
+        messages.info(request, f"{name}: {note}")
     for name, reason in report.refused:
         messages.error(request, f"{name}: {reason}")
+
+
+@require_safe
+def export(request: HttpRequest, pk: int) -> HttpResponseBase:
+    """The dataset as a ZIP archive; `?layout=kohya` in folders <repeats>_<name>."""
+    dataset = get_visible(Dataset, signed_in(request), pk=pk)
+    files = exports.dataset_files(dataset, is_kohya=request.GET.get("layout") == "kohya")
+    return exports.zip_response(request, files, name=dataset.name)
+
+
+@require_safe
+def version_export(request: HttpRequest, pk: int, version_pk: int) -> HttpResponseBase:
+    """The same of a version."""
+    dataset = get_visible(Dataset, signed_in(request), pk=pk)
+    version = get_object_or_404(DatasetVersion, dataset=dataset, pk=version_pk)
+    files = exports.version_files(version, is_kohya=request.GET.get("layout") == "kohya")
+    return exports.zip_response(request, files, name=str(version))
 
 
 # --- One picture ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("datasets", "0003_caption_editing"),
+        ("datasets", "0004_imports"),
     ]
 
     operations = [

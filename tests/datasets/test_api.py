@@ -330,7 +330,7 @@ def test_add_takes_pictures_captions_and_archives(dataset, draw, api):
     answer = sent_files(api, dataset, *files)
     assert (answer.status_code, answer.json()) == (
         201,
-        {"detail": "Pictures: 2 added.", "added": 2, "captioned": 0, "duplicates": 0, "refused": []},
+        {"detail": "Pictures: 2 added.", "added": 2, "captioned": 0, "duplicates": 0, "refused": [], "notes": []},
     )
     assert sorted(dataset.pictures.values_list("original_name", "caption")) == [
         ("green.png", ""),
@@ -343,7 +343,7 @@ def test_add_names_what_is_refused_and_takes_the_rest(dataset, draw, api):
     assert answer.status_code == 201
     assert (answer.json()["detail"], answer.json()["added"]) == ("Pictures: 1 added.", 1)
     assert answer.json()["refused"] == [
-        {"name": "bad.png", "reason": "This is not a PNG, JPEG or WebP picture."},
+        {"name": "bad.png", "reason": "This is not a PNG, JPEG, WebP, AVIF, BMP or TIFF picture."},
         {
             "name": "bad.zip",
             "reason": "This is not a readable ZIP archive. Create it again and upload the new file.",
@@ -357,7 +357,7 @@ def test_add_of_nothing_usable_is_bad_input(dataset, api, everything):
     answer = sent_files(api, dataset, ("bad.png", b"no picture"), ("lone.txt", b"whose?"))
     assert answer.status_code == 400
     assert answer.json()["detail"] == (
-        "Nothing was imported. bad.png: This is not a PNG, JPEG or WebP picture."
+        "Nothing was imported. bad.png: This is not a PNG, JPEG, WebP, AVIF, BMP or TIFF picture."
         " lone.txt: No picture has the same name. Upload the picture with its caption."
     )
     assert (everything()[0]["Picture"], *everything()[1:]) == (rows["Picture"], files, staging)

@@ -22,6 +22,7 @@ from lorapilot.models import AuditEntry
 HTMX = {"HX-Request": "true"}
 NAME = "Use 1 to 100 letters (A–Z), digits, spaces, dots, dashes or underscores; begin with a letter or digit."
 TRIGGER_WORD = "Use a trigger word of at most 100 characters, without commas."
+LOOKED_AT = ("detail", "thumbnail", "original", "export", "version-export")
 NOT_YOURS = "Only the owner and staff can change this. Ask the owner, or make a copy of your own."
 
 
@@ -55,23 +56,24 @@ def picture(add):
 @pytest.fixture
 def addresses(dataset, picture):
     """Every page below a dataset, by name."""
-    of_dataset = ("detail", "edit", "share", "upload", "delete", "restore")
+    of_dataset = ("detail", "edit", "share", "upload", "delete", "restore", "export")
     of_picture = ("caption", "picture-delete", "thumbnail", "original")
-    return {name: to(name, dataset.pk) for name in of_dataset} | {
-        name: to(name, dataset.pk, picture.pk) for name in of_picture
-    }
+    version = services.pin_version(dataset)
+    found = {name: to(name, dataset.pk) for name in of_dataset}
+    found |= {name: to(name, dataset.pk, picture.pk) for name in of_picture}
+    return found | {"version-export": to("version-export", dataset.pk, version.pk)}
 
 
 # --- Who may, and how -------------------------------------------------------------------------------------------------
 def test_every_page_is_tested_here(addresses):
     patterns = [*caption_urls.urlpatterns, *quality_urls.urlpatterns]  # test_caption_pages.py, test_quality_pages.py
     elsewhere = {pattern.name for pattern in patterns} - {"caption"}
-    assert {pattern.name for pattern in urls.urlpatterns} - elsewhere == {"list", "new", *addresses}
+    assert {pattern.name for pattern in urls.urlpatterns} - elsewhere == {"list", "new", "adopt", *addresses}
 
 
 def test_pages_ask_visitors_to_sign_in(addresses, client, everything):
     before = everything()
-    for address in (to("list"), to("new"), *addresses.values()):
+    for address in (to("list"), to("new"), to("adopt"), *addresses.values()):
         for answer in (client.get(address), client.post(address)):
             assert (answer.status_code, answer.url) == (302, f"{reverse('account_login')}?next={address}")
     assert everything() == before
@@ -94,13 +96,15 @@ def test_pages_do_not_exist_for_strangers(addresses, charlie, client_of, everyth
         "picture-delete": (404, 404),
         "thumbnail": (404, 405),
         "original": (404, 405),
+        "export": (404, 405),
+        "version-export": (404, 405),
     }
     assert everything() == before
 
 
 def test_pages_are_looked_at_and_not_changed_by_the_team(addresses, bob, client_of, everything):
     before, member = everything(), client_of(bob)
-    assert [member.get(addresses[name]).status_code for name in ("detail", "thumbnail", "original")] == [200] * 3
+    assert [member.get(addresses[name]).status_code for name in LOOKED_AT] == [200] * 5
     for name in ("edit", "share", "upload", "delete", "restore", "caption", "picture-delete"):
         answer = member.post(addresses[name], {"name": "Mine", "caption": "mine"})
         assert (answer.status_code, NOT_YOURS in page(answer)) == (403, True), name
@@ -112,9 +116,9 @@ def test_pages_refuse_the_wrong_method(addresses, browser, everything):
     before = everything()
     refused = {name for name, address in addresses.items() if browser.get(address).status_code == 405}
     assert refused == {"edit", "share", "upload", "restore", "caption"}
-    assert [browser.post(addresses[name]).status_code for name in ("detail", "thumbnail", "original")] == [405] * 3
+    assert [browser.post(addresses[name]).status_code for name in LOOKED_AT] == [405] * 5
     assert browser.post(to("list")).status_code == 405
-    every = {to("list"), to("new"), *addresses.values()}
+    every = {to("list"), to("new"), to("adopt"), *addresses.values()}
     assert {browser.put(address).status_code for address in every} == {405}
     assert everything() == before
 
@@ -359,7 +363,7 @@ def test_upload_takes_files_and_names_what_is_refused(dataset, draw, browser):
     assert (answer.status_code, answer.url) == (302, to("detail", dataset.pk))
     assert told(answer) == [
         ("success", "Pictures: 1 added."),
-        ("error", "bad.png: This is not a PNG, JPEG or WebP picture."),
+        ("error", "bad.png: This is not a PNG, JPEG, WebP, AVIF, BMP or TIFF picture."),
         ("error", "bad.zip: This is not a readable ZIP archive. Create it again and upload the new file."),
     ]
     assert list(dataset.pictures.values_list("original_name", "caption")) == [("red.png", "a red cat")]

@@ -11,7 +11,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from datasets import captions, pictures, services
+from datasets import batches, captions, pictures, services
 from datasets.models import Picture
 from lorapilot.errors import UserError
 
@@ -32,7 +32,7 @@ def files_below(folder):
 def test_picture_is_stored_byte_for_byte_with_a_thumbnail(dataset, draw, kind, extension):
     content = draw("red", kind, (600, 300))
     report = imported(dataset, (f"cat.{extension}", content))
-    assert report.as_dict() == {"added": 1, "captioned": 0, "duplicates": 0, "refused": []}
+    assert report.as_dict() == {"added": 1, "captioned": 0, "duplicates": 0, "refused": [], "notes": []}
     picture = dataset.pictures.get()
     assert (picture.width, picture.height, picture.bytes) == (600, 300, len(content))
     assert (picture.sha256, picture.extension) == (hashlib.sha256(content).hexdigest(), extension)
@@ -44,13 +44,14 @@ def test_picture_is_stored_byte_for_byte_with_a_thumbnail(dataset, draw, kind, e
 def test_picture_turned_by_exif_has_the_size_that_is_seen(dataset, draw):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
-    imported(dataset, ("cat.jpg", draw("red", "JPEG", (400, 200), exif=exif)))
+    report = imported(dataset, ("cat.jpg", draw("red", "JPEG", (400, 200), exif=exif)))
+    assert report.notes == [("cat.jpg", "It was turned upright, as its EXIF data says.")]
     picture = dataset.pictures.get()
-    assert (picture.width, picture.height) == (200, 400)
-    with Image.open(pictures.ensure_thumbnail(picture.sha256, "jpg")) as thumbnail:
+    assert (picture.width, picture.height, picture.extension) == (200, 400, "png")
+    with Image.open(pictures.ensure_thumbnail(picture.sha256, "png")) as thumbnail:
         assert thumbnail.size == (128, 256)
     pictures.thumbnail_path(picture.sha256).unlink()
-    with Image.open(pictures.ensure_thumbnail(picture.sha256, "jpg")) as drawn_again:
+    with Image.open(pictures.ensure_thumbnail(picture.sha256, "png")) as drawn_again:
         assert drawn_again.size == (128, 256)
 
 
@@ -69,48 +70,36 @@ def huge_png():
     return b"\x89PNG\r\n\x1a\n" + ihdr + idat
 
 
-def animated(draw, kind):
-    file = io.BytesIO()
-    first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
-    first.save(file, kind, save_all=True, append_images=[second])
-    return file.getvalue()
-
-
 def test_bad_pictures_are_refused_by_name_and_the_rest_goes_in(dataset, draw, workspace):
     noise = Image.frombytes("RGB", (64, 64), os.urandom(64 * 64 * 3))
     file = io.BytesIO()
     noise.save(file, "PNG")
-    sixteen_bit = io.BytesIO()
-    Image.new("I;16", (8, 8)).save(sixteen_bit, "PNG")
+    deep = io.BytesIO()
+    Image.new("F", (8, 8)).save(deep, "TIFF")
     report = imported(
         dataset,
         ("cut.png", file.getvalue()[:2000]),
         ("cut.jpg", draw("red", "JPEG", (300, 300))[:-400]),
         ("huge.png", huge_png()),
-        ("moves.png", animated(draw, "PNG")),
-        ("moves.webp", animated(draw, "WEBP")),
         ("text.png", b"no picture at all"),
         ("empty.png", b""),
         ("cat.gif", draw("red", "GIF")),
         ("gif.png", draw("red", "GIF")),
-        ("deep.png", sixteen_bit.getvalue()),
+        ("deep.png", deep.getvalue()),
         ("good.png", draw("green")),
     )
     assert report.added == ["good.png"]
     damaged = "The picture is damaged or cut off. Save it again and upload the new file."
-    moves = "Animated pictures cannot be trained on. Save one frame as a picture."
-    foreign = "This is not a PNG, JPEG or WebP picture."
+    foreign = "This is not a PNG, JPEG, WebP, AVIF, BMP or TIFF picture."
     assert refusals(report) == {
         "cut.png": damaged,
         "cut.jpg": damaged,
         "huge.png": "The picture has more than 100 megapixels. Save it smaller.",
-        "moves.png": moves,
-        "moves.webp": moves,
         "text.png": foreign,
         "empty.png": foreign,
-        "cat.gif": "This is neither a PNG, JPEG or WebP picture, nor a .txt caption, nor a ZIP archive.",
+        "cat.gif": batches.FOREIGN,
         "gif.png": foreign,
-        "deep.png": "Pictures of the kind I;16 are not supported. Save it with 8 bits a channel.",
+        "deep.png": "Pictures of the kind F are not supported. Save it with 8 bits a channel.",
     }
     good = dataset.pictures.get()
     assert files_below(workspace / "datasets") == [f"pictures/{good.sha256[:2]}/{good.sha256}.png"]
@@ -180,12 +169,19 @@ def test_captions_that_are_no_text_are_refused(dataset, draw):
     assert dataset.pictures.get().caption == "with a mark"
 
 
-def test_duplicate_is_left_alone_unless_it_brings_a_caption(dataset, draw):
-    imported(dataset, ("cat.png", draw()), ("cat.txt", b"first"))
+def test_duplicate_is_left_alone_and_its_caption_kept_unless_chosen_otherwise(dataset, draw):
+    imported(dataset, ("cat.png", draw()))
+    filled = imported(dataset, ("cat.png", draw()), ("cat.txt", b"first"))
+    assert (filled.captioned, filled.duplicates, dataset.pictures.get().caption) == (["cat.png"], [], "first")
     again = imported(dataset, ("cat.png", draw()))
-    assert (again.duplicates, dataset.pictures.get().caption) == (["cat.png"], "first")
-    captioned = imported(dataset, ("copy.png", draw()), ("copy.txt", b"second"))
-    assert (captioned.captioned, dataset.pictures.get().caption) == (["cat.png"], "second")
+    assert (again.duplicates, again.notes, dataset.pictures.get().caption) == (["cat.png"], [], "first")
+    files = [("copy.png", io.BytesIO(draw())), ("copy.txt", io.BytesIO(b"second"))]
+    kept = services.import_files(dataset, files=files)
+    assert kept.notes == [("copy.png", "It is here already, and its caption was kept.")]
+    assert (kept.duplicates, dataset.pictures.get().caption) == (["copy.png"], "first")
+    files = [("copy.png", io.BytesIO(draw())), ("copy.txt", io.BytesIO(b"second"))]
+    replaced = services.import_files(dataset, files=files, choices=services.ImportChoices(replaces_captions=True))
+    assert (replaced.captioned, dataset.pictures.get().caption) == (["cat.png"], "second")
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud800", "x" * 5001])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import os
@@ -15,6 +16,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 from django_q.models import OrmQ
+from PIL import Image
 
 from datasets import partials, pictures, services
 from datasets.models import Dataset, Upload
@@ -112,7 +114,7 @@ def test_pieces_become_a_file_and_the_job_a_picture(dataset, draw, api):
     assert pictures.picture_path(picture.sha256, "png").read_bytes() == content
     shown = api.get(url).json()
     assert (shown["offset"], shown["job"]["status"]) == (len(content), "succeeded")
-    assert shown["job"]["result"] == {"added": 1, "captioned": 0, "duplicates": 0, "refused": []}
+    assert shown["job"]["result"] == {"added": 1, "captioned": 0, "duplicates": 0, "refused": [], "notes": []}
     assert bytes_at(url) is None
 
 
@@ -131,7 +133,7 @@ def test_archive_goes_in_whole(dataset, draw, api):
         send(api, url, offset, content[offset : offset + 100])
     job = run_job_of(url)
     assert (job.status, job.message) == (JobStatus.SUCCEEDED, "")
-    assert job.result == {"added": 2, "captioned": 0, "duplicates": 0, "refused": []}
+    assert job.result == {"added": 2, "captioned": 0, "duplicates": 0, "refused": [], "notes": []}
     assert list(dataset.pictures.values_list("original_name", "caption")) == [("1.png", "red"), ("1.webp", "")]
     assert bytes_at(url) is None
 
@@ -158,15 +160,46 @@ def test_picture_that_is_refused_is_told_in_the_result(dataset, api):
     url = sent_whole(api, dataset, b"no picture")
     job = run_job_of(url)
     assert job.status == JobStatus.SUCCEEDED
-    refused = [{"name": "cat.png", "reason": "This is not a PNG, JPEG or WebP picture."}]
-    assert job.result == {"added": 0, "captioned": 0, "duplicates": 0, "refused": refused}
+    refused = [{"name": "cat.png", "reason": "This is not a PNG, JPEG, WebP, AVIF, BMP or TIFF picture."}]
+    assert job.result == {"added": 0, "captioned": 0, "duplicates": 0, "refused": refused, "notes": []}
     assert (dataset.pictures.count(), bytes_at(url)) == (0, None)
 
 
 def test_caption_file_goes_to_its_picture(dataset, add, api):
     add("red")
     run_job_of(sent_whole(api, dataset, b"another caption", filename="red.txt"))
+    assert dataset.pictures.get().caption == "a red picture"
+    run_job_of(sent_whole(api, dataset, b"another caption", filename="red.txt", replace_captions=True))
     assert dataset.pictures.get().caption == "another caption"
+
+
+def test_path_and_choices_of_an_upload_reach_its_import(dataset, draw, api):
+    see_through = draw((255, 0, 0, 0), "PNG", mode="RGBA")
+    url = sent_whole(api, dataset, see_through, filename="my pictures/7_cat/a.png", flatten="#00FF00")
+    assert (upload_at(url).filename, upload_at(url).options["folders"]) == ("a.png", ["my pictures", "7_cat"])
+    job = run_job_of(url)
+    assert job.result["notes"] == [{"name": "a.png", "reason": "Its transparency was filled with #00ff00."}]
+    picture = dataset.pictures.get()
+    assert (picture.original_name, picture.repeats) == ("a.png", 7)
+    with Image.open(pictures.picture_path(picture.sha256, "png")) as stored:
+        assert (stored.mode, stored.getpixel((0, 0))) == ("RGB", (0, 255, 0))
+
+
+def test_piece_with_its_checksum_is_taken_and_a_damaged_one_is_not(dataset, api):
+    url = begin(api, dataset, bytes(10))
+    right = base64.b64encode(hashlib.sha256(b"abcd").digest()).decode()
+
+    def send_sum(chunk, checksum):
+        headers = {"Upload-Offset": "0", "Upload-Checksum": checksum}
+        return api.patch(url, chunk, content_type=CHUNK, headers=headers)
+
+    answer = send_sum(b"abce", f"sha256 {right}")
+    assert (answer.status_code, answer["Upload-Offset"]) == (409, "0")
+    assert answer.json()["detail"] == "The piece arrived damaged: its checksum differs. Send it again."
+    assert send_sum(b"abcd", "md5 abc").status_code == 400
+    assert upload_at(url).offset == 0
+    assert send_sum(b"abcd", f"sha256 {right}").status_code == 204
+    assert (upload_at(url).offset, bytes_at(url)) == (4, b"abcd")
 
 
 # --- Trouble on the way -----------------------------------------------------------------------------------------------
@@ -275,13 +308,13 @@ def test_piece_larger_than_a_request_is_refused(dataset, api, settings):
 @pytest.mark.parametrize(
     ("change", "field", "sentence"),
     [
-        ({"filename": "cat.gif"}, "filename", "Upload a ZIP archive, a PNG, JPEG or WebP picture, or a .txt caption."),
+        ({"filename": "cat.gif"}, "filename", "Upload a ZIP archive, a picture, or a caption file."),
         (
             {"filename": "a.zip.exe"},
             "filename",
-            "Upload a ZIP archive, a PNG, JPEG or WebP picture, or a .txt caption.",
+            "Upload a ZIP archive, a picture, or a caption file.",
         ),
-        ({"filename": ".."}, "filename", "Upload a ZIP archive, a PNG, JPEG or WebP picture, or a .txt caption."),
+        ({"filename": ".."}, "filename", "Upload a ZIP archive, a picture, or a caption file."),
         ({"filename": ""}, "filename", "filename: This field may not be blank."),
         ({"size": 0}, "size", "size: Ensure this value is greater than or equal to 1."),
         ({"size": 20 * 1024**3 + 1}, "size", "A file has between 1 byte and 20 GiB. Split a larger archive."),
@@ -289,6 +322,8 @@ def test_piece_larger_than_a_request_is_refused(dataset, api, settings):
         ({"size": "big"}, "size", "size: A valid integer is required."),
         ({"sha256": "abc"}, "sha256", "The checksum is not a sha256: 64 hexadecimal digits."),
         ({"sha256": "g" * 64}, "sha256", "The checksum is not a sha256: 64 hexadecimal digits."),
+        ({"flatten": "white"}, "flatten", "Give the colour as six hexadecimal digits, such as #ffffff."),
+        ({"replace_captions": "maybe"}, "replace_captions", "replace_captions: Must be a valid boolean."),
         ({"dataset": "Cats"}, "dataset", "dataset: A valid integer is required."),
     ],
 )
