@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import io
-import threading
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from datasets.pictures import EXTENSIONS
+from datasets.pictures import _decoding
 from lorapilot.errors import UserError
 
 JPEG_QUALITY = 90
-_decoding = threading.Lock()  # a picture of 100 megapixels takes 400 MB while it is decoded: one at a time
+STORED = ("PNG", "JPEG", "MPO", "WEBP")
 
 
 def as_jpeg(path: Path, *, pixels: int) -> bytes:
     """At most `pixels` wide and high. Raises UserError when the file is gone or does not decode."""
     try:
-        with _decoding, Image.open(path, formats=tuple(EXTENSIONS)) as image:
+        with Image.open(path, formats=STORED) as image, _decoding.admit(image.width * image.height):
             image.draft("RGB", (pixels, pixels))
             small = ImageOps.exif_transpose(image)
             small.thumbnail((pixels, pixels), Image.Resampling.LANCZOS, reducing_gap=3)
