@@ -44,7 +44,7 @@ from datasets.serializers import (
     VersionDetailSerializer,
     VersionSerializer,
 )
-from lorapilot.access import get_editable, get_visible, signed_in
+from lorapilot.access import get_editable, get_owned, get_visible, signed_in
 from lorapilot.errors import Conflict, UserError
 from lorapilot.serializers import JobSerializer
 from lorapilot.services import record
@@ -73,7 +73,8 @@ class DatasetFilter(django_filters.FilterSet):
 
 
 class DatasetViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[Any]):
-    """Datasets that you own or that are shared with you. Only the owner and staff change one."""
+    """Datasets that you own or that are shared with you. The owner, groups that may edit it, and staff
+    change one; the owner and staff share and delete it."""
 
     serializer_class = DatasetSerializer
     filterset_class = DatasetFilter
@@ -93,17 +94,19 @@ class DatasetViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
     def partial_update(self, request: Request, pk: str) -> Response:
         user = signed_in(request)
         dataset = get_editable(Dataset, user, pk=pk)
-        given = _valid(DatasetChanges(data=request.data, context={"user": user, "dataset": dataset}))
+        given = _valid(DatasetChanges(data=request.data, context={"user": user, "thing": dataset}))
+        sharing = {name: given[name] for name in ("groups", "editor_groups") if name in given}
+        if sharing:
+            get_owned(Dataset, user, pk=pk)
         services.edit_dataset(dataset, name=given.get("name"), trigger_word=given.get("trigger_word"))
-        if "groups" in given:
-            services.share_dataset(dataset, groups=given["groups"])
-            record(user, "dataset shared", f"{dataset}: {', '.join(map(str, given['groups'])) or '-'}", request)
+        if sharing:
+            services.share_dataset(dataset, **sharing, actor=user, request=request)
         return Response(self._shown(dataset.pk))
 
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, pk: str) -> Response:
         user = signed_in(request)
-        dataset = get_editable(Dataset, user, pk=pk)
+        dataset = get_owned(Dataset, user, pk=pk)
         record(user, "dataset deleted", dataset, request)
         services.delete_dataset(dataset)
         return Response(status=HTTPStatus.NO_CONTENT)

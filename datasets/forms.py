@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from django import forms
-from django.contrib.auth.models import Group
 
-from datasets import caption_tables, captions, selectors
+from datasets import caption_tables, captions
 from datasets.batches import ImportChoices, checked_choices
 from datasets.captions import MAX_CHARACTERS
-from datasets.models import Dataset
 from datasets.pictures import NAME_ENDINGS
-from lorapilot.models import User
 
 
 class DatasetForm(forms.Form):
@@ -35,20 +32,6 @@ class CaptionForm(forms.Form):
         if "caption" in self.errors:
             return "The caption is too long. Shorten it."
         return "The page is out of date. Reload it."
-
-
-class ShareForm(forms.Form):
-    groups = forms.ModelMultipleChoiceField(
-        queryset=Group.objects.none(),
-        required=False,
-        widget=forms.CheckboxSelectMultiple,
-        help_text="Members of these groups look at the dataset and train on it. Only you and staff change it.",
-    )
-
-    def __init__(self, *args: Any, user: User, dataset: Dataset, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        choices = selectors.shareable_groups(user, dataset=dataset)
-        self.fields["groups"].queryset = choices  # type: ignore[attr-defined]  # this field has one
 
 
 class SeveralFilesInput(forms.ClearableFileInput):

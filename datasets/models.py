@@ -15,11 +15,11 @@ from django.db.models import Q
 from django.db.models.functions import Lower
 
 from datasets.captioning.enums import REMOTE, Captioner, Proposal, Which
-from lorapilot.access import Shared, SharedQuerySet
+from lorapilot.access import SharedQuerySet, SharedToEdit
 from lorapilot.models import Job
 
 
-class Dataset(Shared):
+class Dataset(SharedToEdit):
     name = models.CharField(max_length=100)
     trigger_word = models.CharField(
         max_length=100, blank=True, help_text="The word that calls the concept in a prompt."

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from django.contrib.auth.models import Group
 from django.db.models import Count, OuterRef, Q, QuerySet, Subquery, Sum
 from django.shortcuts import get_object_or_404
 
@@ -21,7 +20,7 @@ def visible_datasets(user: User) -> QuerySet[Any]:
     found: QuerySet[Any] = (
         Dataset.objects.visible_to(user)
         .select_related("owner")
-        .prefetch_related("groups")
+        .prefetch_related("groups", "editor_groups")
         .annotate(
             picture_count=Count("pictures"),
             missing_count=Count("pictures", filter=Q(pictures__caption="")),
@@ -49,16 +48,10 @@ def editable_picture(user: User, *, dataset_id: int, picture_id: int) -> Picture
 
 
 def open_upload(user: User, *, upload_id: Any) -> Upload:
-    """Only who began an upload goes on with it."""
-    return get_object_or_404(Upload.objects.select_related("dataset", "job__owner"), owner=user, pk=upload_id)
-
-
-def shareable_groups(user: User, *, dataset: Dataset) -> QuerySet[Group]:
-    """The groups that `user` may pick: their own, those that see the dataset already, and all for staff."""
-    if user.is_staff:
-        return Group.objects.order_by("name")
-    mine = Q(pk__in=user.groups.values("pk")) | Q(pk__in=dataset.groups.values("pk"))
-    return Group.objects.filter(mine).order_by("name")
+    """Only who began an upload goes on with it, and only while they may still change the dataset."""
+    upload = get_object_or_404(Upload.objects.select_related("dataset", "job__owner"), owner=user, pk=upload_id)
+    get_editable(Dataset, user, pk=upload.dataset_id)
+    return upload
 
 
 def version_files(version: DatasetVersion) -> list[dict[str, Any]]:

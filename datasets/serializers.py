@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
-from django.contrib.auth.models import Group
 from django.urls import reverse
 from rest_framework import serializers
 
-from datasets import selectors
 from datasets.models import Dataset, DatasetVersion, Picture, Upload
 from lorapilot.models import User
-from lorapilot.serializers import JobSerializer
+from lorapilot.serializers import JobSerializer, SharingInput
 
 
 class DatasetSerializer(serializers.ModelSerializer[Dataset]):
     owner = serializers.CharField(source="owner.username", read_only=True)
     groups: Any = serializers.SlugRelatedField(slug_field="name", many=True, read_only=True)
+    editor_groups: Any = serializers.SlugRelatedField(
+        slug_field="name", many=True, read_only=True, help_text="Of these, whose members can also change it."
+    )
     picture_count = serializers.IntegerField(read_only=True)
     missing_count = serializers.IntegerField(read_only=True, help_text="Pictures without a caption.")
 
@@ -29,6 +30,7 @@ class DatasetSerializer(serializers.ModelSerializer[Dataset]):
             "trigger_word",
             "owner",
             "groups",
+            "editor_groups",
             "picture_count",
             "missing_count",
             "created_at",
@@ -41,24 +43,10 @@ class DatasetInput(serializers.Serializer[Dataset]):
     trigger_word = serializers.CharField(max_length=100, required=False, allow_blank=True)
 
 
-class DatasetChanges(DatasetInput):
+class DatasetChanges(SharingInput, DatasetInput):
     """What to change; what is left out stays."""
 
     name = serializers.CharField(max_length=100, required=False)
-    groups = serializers.SlugRelatedField(
-        slug_field="name",
-        many=True,
-        required=False,
-        queryset=Group.objects.all(),
-        help_text="Names of the groups whose members may look: those that you are in.",
-    )
-
-    def validate_groups(self, groups: list[Group]) -> list[Group]:
-        allowed = set(selectors.shareable_groups(self.context["user"], dataset=self.context["dataset"]))
-        for group in groups:
-            if group not in allowed:
-                raise serializers.ValidationError(f"You are not in the group {group.name}.")
-        return groups
 
 
 class PictureSerializer(serializers.ModelSerializer[Picture]):

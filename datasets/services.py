@@ -18,7 +18,6 @@ from typing import Any, BinaryIO, TypeVar
 from zipfile import ZipInfo
 
 from django.conf import settings
-from django.contrib.auth.models import Group
 from django.db import IntegrityError, transaction
 from django.db.models import F, Max, Q
 from django.utils import timezone
@@ -31,6 +30,7 @@ from datasets.pictures import StagedPicture, picture_path
 from lorapilot import jobs
 from lorapilot.errors import Conflict, Missing, UserError
 from lorapilot.models import JOB_ENDED, Job, User
+from lorapilot.services import share
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -78,10 +78,9 @@ def edit_dataset(dataset: Dataset, *, name: str | None = None, trigger_word: str
     return dataset
 
 
-@transaction.atomic
-def share_dataset(dataset: Dataset, *, groups: Iterable[Group]) -> Dataset:
-    """Members of exactly these groups may look at the dataset from now on."""
-    dataset.groups.set(groups)
+def share_dataset(dataset: Dataset, **sharing: Any) -> Dataset:
+    """See `lorapilot.services.share`."""
+    share(dataset, **sharing)
     return dataset
 
 

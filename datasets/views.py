@@ -20,11 +20,12 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from datasets import adoption, exports, selectors, services
 from datasets.caption_views import pictures_context
-from datasets.forms import DatasetForm, ShareForm, UploadForm
+from datasets.forms import DatasetForm, UploadForm
 from datasets.models import Dataset, DatasetVersion, Picture
 from datasets.pictures import CONTENT_TYPES, ensure_thumbnail, picture_path
-from lorapilot.access import get_editable, get_visible, signed_in
+from lorapilot.access import get_editable, get_owned, get_visible, signed_in
 from lorapilot.errors import UserError
+from lorapilot.forms import ShareForm
 from lorapilot.services import record
 
 DATASETS_A_PAGE = 24
@@ -94,12 +95,11 @@ def edit(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 def share(request: HttpRequest, pk: int) -> HttpResponse:
     user = signed_in(request)
-    dataset = get_editable(Dataset, user, pk=pk)
-    form = ShareForm(request.POST, user=user, dataset=dataset)
+    dataset = get_owned(Dataset, user, pk=pk)
+    form = ShareForm(request.POST, user=user, thing=dataset)
     if not form.is_valid():
         return _detail_page(request, pk, share_form=form)
-    services.share_dataset(dataset, groups=form.cleaned_data["groups"])
-    record(user, "dataset shared", f"{dataset}: {', '.join(map(str, form.cleaned_data['groups'])) or '-'}", request)
+    services.share_dataset(dataset, **form.chosen(), actor=user, request=request)
     messages.success(request, "Sharing saved.")
     return redirect("datasets:detail", pk)
 
@@ -121,7 +121,7 @@ def upload(request: HttpRequest, pk: int) -> HttpResponse:
 def delete(request: HttpRequest, pk: int) -> HttpResponse:
     """Asks first, and says what goes and what stays."""
     user = signed_in(request)
-    dataset = get_editable(Dataset, user, pk=pk)
+    dataset = get_owned(Dataset, user, pk=pk)
     if request.method == "POST":
         record(user, "dataset deleted", dataset, request)
         services.delete_dataset(dataset)
@@ -145,9 +145,10 @@ def _detail_page(
     if dataset is None:
         raise Http404
     context = pictures_context(request, dataset) | {
+        "can_share": dataset.is_owned_by(user),
         "versions": dataset.versions.defer("pictures"),
         "edit_form": edit_form or DatasetForm({"name": dataset.name, "trigger_word": dataset.trigger_word}),
-        "share_form": share_form or ShareForm(initial={"groups": dataset.groups.all()}, user=user, dataset=dataset),
+        "share_form": share_form or ShareForm(user=user, thing=dataset),
         "upload_form": upload_form or UploadForm(),
     }
     refused = edit_form or share_form or upload_form

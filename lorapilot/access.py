@@ -1,5 +1,6 @@
 """The one way from (user, id) to an object: the owner, members of the groups it is shared with, and staff see it;
-the owner and staff change it; for everybody else it does not exist (404)."""
+the owner, staff, and members of groups that may edit it change it; the owner and staff share and delete it; for
+everybody else it does not exist (404)."""
 
 from __future__ import annotations
 
@@ -41,8 +42,28 @@ class Shared(models.Model):
     class Meta:
         abstract = True
 
-    def is_editable_by(self, user: Viewer) -> bool:
+    def is_owned_by(self, user: Viewer) -> bool:
+        """The owner, and staff in their stead: who may share and delete it."""
         return user.is_active and (getattr(user, "is_staff", False) or self.owner_id == user.pk)
+
+    def is_editable_by(self, user: Viewer) -> bool:
+        return self.is_owned_by(user)
+
+
+class SharedToEdit(Shared):
+    """The same, which groups may also change. Those are among `groups`: `lorapilot.services.share` sees to it."""
+
+    editor_groups = models.ManyToManyField(
+        Group, blank=True, related_name="+", help_text="Of those groups, these can also change it."
+    )
+
+    class Meta:
+        abstract = True
+
+    def is_editable_by(self, user: Viewer) -> bool:
+        if self.is_owned_by(user):
+            return True
+        return user.is_active and self.editor_groups.filter(user=user).exists()
 
 
 class HasVisibleTo(Protocol):
@@ -69,4 +90,13 @@ def get_editable(model: type[T], user: Viewer, **lookup: Any) -> T:
     found = get_visible(model, user, **lookup)
     if not found.is_editable_by(user):  # type: ignore[attr-defined]  # as above
         raise NotAllowed("Only the owner and staff can change this. Ask the owner, or make a copy of your own.")
+    return found
+
+
+def get_owned(model: type[T], user: Viewer, **lookup: Any) -> T:
+    """As `get_editable`; raises NotAllowed also for members of groups that may change the object: they neither share
+    nor delete it."""
+    found = get_editable(model, user, **lookup)
+    if not found.is_owned_by(user):  # type: ignore[attr-defined]  # as above
+        raise NotAllowed("Only the owner and staff can share and delete this. Ask the owner.")
     return found

@@ -1,11 +1,17 @@
-"""Forms of the account page."""
+"""Forms of the account page, and the one that shares something."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from django import forms
 from django.conf import settings
+from django.contrib.auth.models import Group
 
-from lorapilot.models import SecretName, TokenScope
+from lorapilot.access import SharedToEdit
+from lorapilot.models import SecretName, TokenScope, User
+from lorapilot.selectors import shareable_groups
 from lorapilot.services import SECRET_CHARACTERS_AT_MOST, TOKEN_DAYS_AT_MOST
 
 
@@ -32,3 +38,26 @@ class SecretForm(forms.Form):
         widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
         help_text="Kept encrypted, and never shown again.",
     )
+
+
+class ShareForm(forms.Form):
+    """What the members of each group may do: one field for each that `user` may pick."""
+
+    LOOK, EDIT = "view", "edit"
+    CHOICES = (("", "No access"), (LOOK, "Can look"), (EDIT, "Can look and change"))
+
+    def __init__(self, *args: Any, user: User, thing: SharedToEdit, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups = list(shareable_groups(user, thing=thing))
+        looking, editing = set(thing.groups.all()), set(thing.editor_groups.all())
+        for group in self.groups:
+            now = self.EDIT if group in editing else self.LOOK if group in looking else ""
+            field = forms.ChoiceField(label=group.name, choices=self.CHOICES, required=False, initial=now)
+            self.fields[f"group_{group.pk}"] = field
+
+    def chosen(self) -> dict[str, list[Group]]:
+        """For `lorapilot.services.share`."""
+        return {"groups": list(self._with(self.LOOK, self.EDIT)), "editor_groups": list(self._with(self.EDIT))}
+
+    def _with(self, *access: str) -> Iterator[Group]:
+        return (group for group in self.groups if self.cleaned_data[f"group_{group.pk}"] in access)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from django.db.models import QuerySet
+from django.contrib.auth.models import Group
+from django.db.models import Q, QuerySet
 from django.http import Http404
 
 from lorapilot import vault
+from lorapilot.access import SharedToEdit
 from lorapilot.models import ApiToken, Secret, User
 
 
@@ -32,3 +34,11 @@ def reveal_secret(user: User | None, name: str) -> str:
     longer be read. Never for a page or an answer of the API."""
     found = Secret.objects.filter(owner=user, name=name).first() if user else None
     return (vault.decrypt(found.value) or "") if found else ""
+
+
+def shareable_groups(user: User, *, thing: SharedToEdit) -> QuerySet[Group]:
+    """The groups that `user` may pick: their own, those that see the thing already, and all for staff."""
+    if user.is_staff:
+        return Group.objects.order_by("name")
+    mine = Q(pk__in=user.groups.values("pk")) | Q(pk__in=thing.groups.values("pk"))
+    return Group.objects.filter(mine).order_by("name")

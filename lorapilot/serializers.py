@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from django.contrib.auth.models import Group
 from django.utils import timezone
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from lorapilot.models import ApiToken, Job, Secret, TokenScope, User
+from lorapilot.selectors import shareable_groups
 from lorapilot.services import SECRET_CHARACTERS_AT_MOST, TOKEN_DAYS_AT_MOST
 
 
@@ -114,3 +116,29 @@ class JobSerializer(serializers.ModelSerializer[Job]):
             "finished_at",
         ]
         read_only_fields = fields
+
+
+def _groups(help_text: str) -> Any:
+    return serializers.SlugRelatedField(
+        slug_field="name", many=True, required=False, queryset=Group.objects.all(), help_text=help_text
+    )
+
+
+class SharingInput(serializers.Serializer[Any]):
+    """Groups to share something with: for `lorapilot.services.share`. The context has `user` and `thing`."""
+
+    groups = _groups("Names of the groups whose members may look: those that you are in.")
+    editor_groups = _groups("Names of the groups whose members may also change it.")
+
+    def validate_groups(self, groups: list[Group]) -> list[Group]:
+        return self._allowed(groups)
+
+    def validate_editor_groups(self, groups: list[Group]) -> list[Group]:
+        return self._allowed(groups)
+
+    def _allowed(self, groups: list[Group]) -> list[Group]:
+        allowed = set(shareable_groups(self.context["user"], thing=self.context["thing"]))
+        for group in groups:
+            if group not in allowed:
+                raise serializers.ValidationError(f"You are not in the group {group.name}.")
+        return groups

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Iterable
 from datetime import timedelta
 
 from allauth.account.adapter import get_adapter
 from django.conf import settings
+from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.http import HttpRequest
@@ -16,6 +18,7 @@ from knox.models import get_digest_token
 from knox.settings import CONSTANTS
 
 from lorapilot import vault
+from lorapilot.access import SharedToEdit
 from lorapilot.errors import Conflict, Missing, UserError
 from lorapilot.models import ApiToken, AuditEntry, Secret, SecretName, SocketTicket, TokenScope, User
 
@@ -42,6 +45,32 @@ def _address_of(request: HttpRequest | None) -> str | None:
     except PermissionDenied:  # no address: a unix socket
         return None
     return address
+
+
+# --- Sharing ----------------------------------------------------------------------------------------------------------
+@transaction.atomic
+def share(
+    thing: SharedToEdit,
+    *,
+    groups: Iterable[Group] | None = None,
+    editor_groups: Iterable[Group] | None = None,
+    actor: User | None = None,
+    request: HttpRequest | None = None,
+) -> None:
+    """From now on members of exactly these groups look at the thing, and those of `editor_groups` also change it.
+
+    What is left out stays: groups that still look keep what they could change, and groups that change also look.
+    """
+    may_edit = set(thing.editor_groups.all() if editor_groups is None else editor_groups)
+    may_look = set(thing.groups.all() if groups is None else groups)
+    if editor_groups is None:
+        may_edit &= may_look
+    may_look |= may_edit
+    thing.groups.set(may_look)
+    thing.editor_groups.set(may_edit)
+    if actor is not None:
+        told = sorted(f"{group}{' (edit)' if group in may_edit else ''}" for group in may_look)
+        record(actor, f"{thing._meta.verbose_name} shared", f"{thing}: {', '.join(told) or '-'}", request)
 
 
 # --- API tokens -------------------------------------------------------------------------------------------------------

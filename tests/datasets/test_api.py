@@ -188,6 +188,7 @@ def test_dataset_is_shown_with_its_counts(shared, bob, draw, api, api_of):
         "trigger_word": "ohwx",
         "owner": "alice",
         "groups": ["team"],
+        "editor_groups": [],
         "picture_count": 2,
         "missing_count": 1,
         "created_at": shown["created_at"],

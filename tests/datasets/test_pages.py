@@ -324,10 +324,10 @@ def test_edit_shows_errors_and_changes_nothing(dataset, alice, browser, everythi
     assert everything() == before
 
 
-def test_share_is_for_exactly_the_groups_that_are_ticked(dataset, alice, team, bob, browser, client_of):
+def test_share_is_for_exactly_the_groups_that_are_chosen(dataset, alice, team, bob, browser, client_of):
     second = Group.objects.create(name="second")
     alice.groups.add(second)
-    answer = browser.post(to("share", dataset.pk), {"groups": [second.pk]})
+    answer = browser.post(to("share", dataset.pk), {f"group_{second.pk}": "view"})
     assert (answer.status_code, answer.url) == (302, to("detail", dataset.pk))
     assert told(answer) == [("success", "Sharing saved.")]
     assert list(dataset.groups.all()) == [second]
@@ -342,18 +342,25 @@ def test_share_with_a_group_of_others_is_refused(dataset, browser, everything):
     others = Group.objects.create(name="others")
     before = everything()
     seen = browser.get(to("detail", dataset.pk))
-    assert [name for _, name in seen.context["share_form"].fields["groups"].choices] == ["team"]
-    answer = browser.post(to("share", dataset.pk), {"groups": [others.pk]})
-    sentence = f"Select a valid choice. {others.pk} is not one of the available choices."
-    assert (answer.status_code, answer.context["share_form"].errors) == (400, {"groups": [sentence]})
+    assert [field.label for field in seen.context["share_form"]] == ["team"]
+    team = dataset.groups.get()
+    answer = browser.post(to("share", dataset.pk), {f"group_{team.pk}": "own"})
+    sentence = "Select a valid choice. own is not one of the available choices."
+    assert (answer.status_code, answer.context["share_form"].errors) == (400, {f"group_{team.pk}": [sentence]})
     assert everything() == before
+    browser.post(to("share", dataset.pk), {f"group_{team.pk}": "view", f"group_{others.pk}": "edit"})
+    assert (list(dataset.groups.all()), list(dataset.editor_groups.all())) == ([team], [])
 
 
-def test_share_keeps_a_group_that_staff_ticked(dataset, browser, team):
+def test_share_keeps_a_group_that_staff_chose(dataset, browser, team):
     others = Group.objects.create(name="others")
     services.share_dataset(dataset, groups=[team, others])
-    assert browser.post(to("share", dataset.pk), {"groups": [team.pk, others.pk]}).status_code == 302
+    assert (
+        browser.post(to("share", dataset.pk), {f"group_{team.pk}": "view", f"group_{others.pk}": "edit"}).status_code
+        == 302
+    )
     assert set(dataset.groups.all()) == {team, others}
+    assert list(dataset.editor_groups.all()) == [others]
 
 
 # --- The plain upload -------------------------------------------------------------------------------------------------
