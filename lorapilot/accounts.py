@@ -1,5 +1,5 @@
-"""People at the door: sign-up is closed unless SIGNUP_OPEN opens it, failed attempts are limited on every way in,
-and who came and went is in the audit trail."""
+"""People at the door: sign-up is closed unless SIGNUP_OPEN or an invitation opens it, failed attempts are limited on
+every way in, and who came and went is in the audit trail."""
 
 from __future__ import annotations
 
@@ -8,18 +8,42 @@ from typing import Any, cast
 from allauth.account.adapter import DefaultAccountAdapter, get_adapter
 from django.conf import settings
 from django.contrib.auth import signals
+from django.contrib.auth.models import AbstractBaseUser
+from django.db import transaction
 from django.db.models import Q
 from django.dispatch import receiver
+from django.forms import BaseForm
 from django.http import HttpRequest
 from django.urls import reverse
 
+from lorapilot import invitations
+from lorapilot.errors import Conflict
 from lorapilot.models import User
 from lorapilot.services import record
+
+INVITATION = "invitation"  # in a session: the hash of the secret that its browser has brought
 
 
 class AccountAdapter(DefaultAccountAdapter):
     def is_open_for_signup(self, request: HttpRequest) -> bool:
-        return bool(settings.SIGNUP_OPEN)
+        return bool(settings.SIGNUP_OPEN) or invitations.find_open(request.session.get(INVITATION, "")) is not None
+
+    def save_user(
+        self,
+        request: HttpRequest,
+        user: AbstractBaseUser,
+        form: BaseForm,
+        commit: bool = True,  # noqa: FBT001, FBT002 allauth's signature
+    ) -> AbstractBaseUser:
+        """The new account, in the groups of the invitation that it uses up. Raises Conflict when that has just lost
+        its force, and sign-up is closed."""
+        with transaction.atomic():
+            made = super().save_user(request, user, form, commit)
+            digest = request.session.pop(INVITATION, "")
+            has_joined = bool(digest) and invitations.redeem(digest, cast("User", made), request=request)
+            if not has_joined and not settings.SIGNUP_OPEN:
+                raise Conflict("This invitation can no longer be used. Ask for a new one.")
+        return made
 
     def get_password_change_redirect_url(self, request: HttpRequest) -> str:
         return reverse("account")

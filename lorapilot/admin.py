@@ -17,7 +17,7 @@ from django.http import HttpRequest
 from lorapilot import jobs
 from lorapilot.access import signed_in
 from lorapilot.accounts import find_person
-from lorapilot.models import JOB_ENDED, ApiToken, AuditEntry, Job, Secret, SocketTicket, User
+from lorapilot.models import JOB_ENDED, ApiToken, AuditEntry, Invitation, Job, Secret, SocketTicket, User
 from lorapilot.services import revoke_token
 
 M = TypeVar("M", bound=models.Model)
@@ -86,6 +86,16 @@ class ApiTokenAdmin(ServiceOwnedAdmin[ApiToken]):
 
     def delete_model(self, request: HttpRequest, obj: ApiToken) -> None:
         revoke_token(obj, actor=signed_in(request), request=request)
+
+
+@admin.register(Invitation)
+class InvitationAdmin(ServiceOwnedAdmin[Invitation]):
+    """Made and revoked at /account/invitations/."""
+
+    list_display = ("note", "state", "invited_by", "created_at", "expires_at", "used_at", "used_by")
+    list_select_related = ("invited_by", "used_by")
+    search_fields = ("note", "used_by__username")
+    fields = ("note", "groups", "invited_by", "created_at", "expires_at", "revoked_at", "used_at", "used_by")
 
 
 @admin.register(Secret)

@@ -1,4 +1,4 @@
-"""Forms of the account page, and the one that shares something."""
+"""Forms of the account page and of invitations, and the one that shares something."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from django.conf import settings
 from django.contrib.auth.models import Group
 
 from lorapilot.access import SharedToEdit
+from lorapilot.invitations import DAYS, DAYS_AT_MOST
 from lorapilot.models import SecretName, TokenScope, User
 from lorapilot.selectors import shareable_groups
 from lorapilot.services import SECRET_CHARACTERS_AT_MOST, TOKEN_DAYS_AT_MOST
@@ -37,6 +38,22 @@ class SecretForm(forms.Form):
         label="Key",
         widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
         help_text="Kept encrypted, and never shown again.",
+    )
+
+
+class InvitationForm(forms.Form):
+    note = forms.CharField(max_length=100, required=False, label="For whom", help_text="Only staff read it.")
+    days = forms.IntegerField(
+        initial=DAYS,
+        label="Valid for (days)",
+        widget=forms.NumberInput(attrs={"min": 1, "max": DAYS_AT_MOST}),
+        help_text=f"1 to {DAYS_AT_MOST}.",
+    )
+    groups = forms.ModelMultipleChoiceField(
+        queryset=Group.objects.order_by("name"),
+        required=False,
+        widget=forms.CheckboxSelectMultiple,
+        help_text="The new account is in these groups.",
     )
 
 

@@ -1,4 +1,4 @@
-"""People, their API tokens, secrets and socket tickets, background jobs, and the audit trail."""
+"""People and invitations, their API tokens, secrets and socket tickets, background jobs, and the audit trail."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import uuid
 from typing import ClassVar
 
 from django.conf import settings
-from django.contrib.auth.models import AbstractUser
+from django.contrib.auth.models import AbstractUser, Group
 from django.db import models
 from django.db.models import Q
+from django.utils import timezone
 from knox.models import AbstractAuthToken, AuthTokenManager
 
 
@@ -17,6 +18,38 @@ class User(AbstractUser):
 
     def __str__(self) -> str:
         return self.username
+
+
+class Invitation(models.Model):
+    """Lets one person make an account while sign-up is closed. The link's secret is stored as a hash."""
+
+    digest = models.CharField(max_length=64, unique=True)
+    note = models.CharField(max_length=100, blank=True, help_text="For whom it is; only staff read it.")
+    groups = models.ManyToManyField(Group, blank=True, related_name="+", help_text="Of the new account.")
+    invited_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField()
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    used_at = models.DateTimeField(null=True, blank=True)
+    used_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "-pk"]
+        constraints: ClassVar = [
+            models.CheckConstraint(name="invitation_used_or_revoked", condition=Q(used_at=None) | Q(revoked_at=None)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.note or 'no name'} (invitation {self.pk})"
+
+    @property
+    def state(self) -> str:
+        """One word for pages and the API: used, revoked, expired or open."""
+        if self.used_at or self.revoked_at:
+            return "used" if self.used_at else "revoked"
+        return "open" if self.expires_at > timezone.now() else "expired"
 
 
 class TokenScope(models.TextChoices):

@@ -247,6 +247,7 @@ REST_FRAMEWORK = {
         "user": env.text("API_RATE", "1200/min"),
         "anon": "60/min",
         "login": env.text("API_LOGIN_RATE", "10/min"),
+        "invitation": "20/min",
     },
     "DEFAULT_PARSER_CLASSES": [
         "lorapilot.api.BoundedJSONParser",

@@ -7,7 +7,7 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from lorapilot import views
+from lorapilot import invitation_views, views
 
 # Of allauth's addresses only those that we use: an installation has no mail, so staff reset passwords in the admin.
 accounts = [
@@ -31,6 +31,9 @@ urlpatterns = [
     path("account/tokens/<slug:token_key>/revoke/", views.revoke_token, name="revoke_token"),
     path("account/secrets/", views.set_secret, name="set_secret"),
     path("account/secrets/<slug:name>/delete/", views.delete_secret, name="delete_secret"),
+    path("account/invitations/", invitation_views.invitation_list, name="invitations"),
+    path("account/invitations/<int:pk>/revoke/", invitation_views.revoke, name="revoke_invitation"),
+    path("accounts/invitation/<str:secret>/", invitation_views.open_invitation, name="open_invitation"),
     path("accounts/", include(accounts)),
     path("api/v1/", include("lorapilot.api_urls")),
     path("api/v1/", include("datasets.api_urls")),
