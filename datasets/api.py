@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import re
-from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -16,7 +12,7 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
 from rest_framework import mixins, viewsets
 from rest_framework.decorators import action
-from rest_framework.parsers import BaseParser, MultiPartParser
+from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -26,7 +22,7 @@ from datasets.batches import checked_choices
 from datasets.caption_api import conflict_response
 from datasets.caption_edits import CaptionConflict
 from datasets.caption_serializers import CaptionConflictSerializer, FilterInput
-from datasets.models import Dataset, DatasetVersion, Picture
+from datasets.models import Dataset, DatasetVersion, Picture, Upload
 from datasets.picture_filters import PictureFilter
 from datasets.serializers import (
     AdoptedSerializer,
@@ -45,14 +41,10 @@ from datasets.serializers import (
     VersionSerializer,
 )
 from lorapilot.access import get_editable, get_owned, get_visible, signed_in
-from lorapilot.errors import Conflict, UserError
+from lorapilot.errors import UserError
 from lorapilot.serializers import JobSerializer
 from lorapilot.services import record
-
-READ_BYTES = 1024**2
-CHECKSUM = re.compile(r"sha256 ([A-Za-z0-9+/]{43}=)")  # as in the tus protocol
-OFFSET = re.compile(r"[0-9]{1,19}")
-
+from lorapilot.upload_api import ChunksView, chunks_schema, offset_headers
 
 LAYOUT = OpenApiParameter("layout", str, enum=["flat", "kohya"], description="kohya: in folders <repeats>_<name>.")
 
@@ -235,15 +227,6 @@ class FoundFoldersView(APIView):
 
 
 # --- Uploads in chunks ------------------------------------------------------------------------------------------------
-class ChunkParser(BaseParser):
-    """Leaves the body where it is: the view reads it in blocks."""
-
-    media_type = "application/offset+octet-stream"
-
-    def parse(self, stream: Any, media_type: str | None = None, parser_context: Any = None) -> Any:
-        return stream
-
-
 class UploadsView(APIView):
     @extend_schema(request=UploadInput, responses={201: UploadSerializer}, operation_id="uploads_create")
     def post(self, request: Request) -> Response:
@@ -253,80 +236,18 @@ class UploadsView(APIView):
         dataset = get_editable(Dataset, user, pk=given.pop("dataset"))
         choices = checked_choices(flatten=given.pop("flatten"), replaces_captions=given.pop("replace_captions"))
         upload = services.start_upload(user, dataset=dataset, choices=choices, **given)
-        return Response(UploadSerializer(upload).data, status=HTTPStatus.CREATED, headers=_offset(upload.offset))
+        return Response(UploadSerializer(upload).data, status=HTTPStatus.CREATED, headers=offset_headers(upload.offset))
 
 
-@extend_schema_view(
-    get=extend_schema(responses=UploadSerializer, description="How many bytes have arrived, and how the import goes."),
-    delete=extend_schema(responses={204: None}, description="Cancel: forget the upload and its bytes."),
-)
-class UploadView(APIView):
-    parser_classes = (ChunkParser,)
+@chunks_schema(UploadSerializer)
+class UploadView(ChunksView):
+    serializer_class = UploadSerializer
 
-    def get(self, request: Request, upload_id: Any) -> Response:
-        upload = selectors.open_upload(signed_in(request), upload_id=upload_id)
-        return Response(UploadSerializer(upload).data, headers=_offset(upload.offset))
+    def find(self, request: Request, upload_id: Any) -> Upload:
+        return selectors.open_upload(signed_in(request), upload_id=upload_id)
 
-    @extend_schema(
-        request={"application/offset+octet-stream": OpenApiTypes.BINARY},
-        parameters=[
-            OpenApiParameter(
-                "Upload-Offset", int, OpenApiParameter.HEADER, required=True, description="Where the bytes begin."
-            ),
-            OpenApiParameter(
-                "Upload-Checksum", str, OpenApiParameter.HEADER, description="`sha256`, a space, the piece's in base64."
-            ),
-        ],
-        responses={200: UploadSerializer, 204: None},
-    )
-    def patch(self, request: Request, upload_id: Any) -> Response:
-        """Add bytes. 204 while some are missing; 200 with the import job after the last; 409 with the right
-        `Upload-Offset` when they begin elsewhere."""
-        upload = selectors.open_upload(signed_in(request), upload_id=upload_id)
-        try:
-            if not upload.finished_at:
-                given = {"offset": _given_offset(request), "sha256": _given_checksum(request)}
-                services.append_chunk(upload, chunk=_blocks(request), **given)
-            if upload.offset < upload.size:
-                return Response(status=HTTPStatus.NO_CONTENT, headers=_offset(upload.offset))
-            services.finish_upload(upload)
-        except Conflict as error:
-            upload.refresh_from_db()
-            body = {"detail": error.message, "offset": upload.offset}
-            return Response(body, status=error.status, headers=_offset(upload.offset))
-        return Response(UploadSerializer(upload).data, headers=_offset(upload.offset))
-
-    def delete(self, request: Request, upload_id: Any) -> Response:
-        services.cancel_upload(selectors.open_upload(signed_in(request), upload_id=upload_id))
-        return Response(status=HTTPStatus.NO_CONTENT)
-
-
-def _given_offset(request: Request) -> int:
-    value = request.headers.get("Upload-Offset", "")
-    if not OFFSET.fullmatch(value):
-        raise UserError("Send the header Upload-Offset: the place of the chunk's first byte.", field="offset")
-    return int(value)
-
-
-def _given_checksum(request: Request) -> str:
-    """Of the piece, hexadecimal; empty when the client sent none."""
-    value = request.headers.get("Upload-Checksum", "")
-    if not value:
-        return ""
-    found = CHECKSUM.fullmatch(value)
-    if not found:
-        raise UserError("Send the header Upload-Checksum as sha256, a space, and the checksum in base64.")
-    return base64.b64decode(found[1]).hex()
-
-
-def _blocks(request: Request) -> Iterator[bytes]:
-    stream: Any = request.data or io.BytesIO()  # as ChunkParser left it; without a body there is no stream
-    while block := stream.read(READ_BYTES):
-        yield block
-
-
-def _offset(offset: int) -> dict[str, str]:
-    return {"Upload-Offset": str(offset), "Cache-Control": "no-store"}
+    def finish(self, upload: Any) -> None:
+        services.finish_upload(upload)
 
 
 def _valid(serializer: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ so that editing or deleting never changes what a run was trained on.
 
 from __future__ import annotations
 
-import uuid
 from typing import ClassVar
 
 from django.conf import settings
@@ -16,7 +15,7 @@ from django.db.models.functions import Lower
 
 from datasets.captioning.enums import REMOTE, Captioner, Proposal, Which
 from lorapilot.access import SharedQuerySet, SharedToEdit
-from lorapilot.models import Job
+from lorapilot.models import ChunkedUpload, Job
 
 
 class Dataset(SharedToEdit):
@@ -157,29 +156,17 @@ class DatasetVersion(models.Model):
         return f"{self.name} v{self.number}"
 
 
-class Upload(models.Model):
-    """One file on its way in, in chunks: `offset` bytes have arrived. When all are there, a job imports it."""
+class Upload(ChunkedUpload):
+    """A picture, caption or archive on its way into a dataset. When all bytes are there, a job imports it."""
 
-    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
     dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="uploads")
-    filename = models.CharField(max_length=255, help_text="As named by the client; shown only, never used as a path.")
-    size = models.PositiveBigIntegerField(help_text="Bytes of the whole file.")
-    offset = models.PositiveBigIntegerField(default=0, help_text="Bytes that have arrived.")
-    sha256 = models.CharField(max_length=64, blank=True, help_text="Expected checksum, if the client gave one.")
     options = models.JSONField(default=dict, help_text="Choices of the import, and the folders that the file lay in.")
-    job = models.ForeignKey(Job, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
-    created_at = models.DateTimeField(auto_now_add=True)
-    finished_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
         ordering: ClassVar = ["-created_at"]
         constraints: ClassVar = [
             models.CheckConstraint(name="upload_offset_within_size", condition=Q(offset__lte=models.F("size"))),
         ]
-
-    def __str__(self) -> str:
-        return f"{self.filename} ({self.offset} of {self.size} bytes)"
 
 
 class Captioning(models.Model):

@@ -12,30 +12,26 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from zipfile import ZipInfo
 
-from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import F, Max, Q
+from django.db.models import Max
 from django.utils import timezone
 
-from datasets import archives, batches, edits, partials, pictures
+from datasets import archives, batches, edits, pictures
 from datasets.batches import Batch, Caption, Found, ImportChoices, plain_name
 from datasets.caption_edits import replace_captions, set_caption
 from datasets.models import Dataset, DatasetVersion, Picture, Upload
 from datasets.pictures import StagedPicture, picture_path
-from lorapilot import jobs
+from lorapilot import jobs, partials, uploads
 from lorapilot.errors import Conflict, Missing, UserError
-from lorapilot.models import JOB_ENDED, Job, User
+from lorapilot.models import Job, User
 from lorapilot.services import share
+from lorapilot.uploads import WrongOffset, append_chunk, cancel_upload
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
-SHA256 = re.compile(r"[0-9a-f]{64}")
-STALE_AFTER = timedelta(days=7)
-MAX_OPEN_UPLOADS = 100
 DEFAULT = ImportChoices()
 
 Report = Callable[[int, int, str], None]
@@ -496,14 +492,6 @@ def version_digest(trigger_word: str, listed: Iterable[dict[str, Any]]) -> str:
 
 
 # --- Uploads in chunks ------------------------------------------------------------------------------------------------
-class WrongOffset(Conflict):
-    """The chunk does not begin where the upload ends. `offset` is where it does."""
-
-    def __init__(self, offset: int) -> None:
-        super().__init__(f"{offset} bytes have arrived. Go on from there.", field="offset")
-        self.offset = offset
-
-
 def start_upload(
     owner: User, *, dataset: Dataset, filename: str, size: int, sha256: str = "", choices: ImportChoices = DEFAULT
 ) -> Upload:
@@ -513,75 +501,15 @@ def start_upload(
     name = plain_name(filename)
     if not parts or not (name.lower().endswith(".zip") or batches.most_bytes(name)):
         raise UserError("Upload a ZIP archive, a picture, or a caption file.", field="filename")
-    if not 1 <= size <= settings.MAX_UPLOAD_BYTES:
-        limit = settings.MAX_UPLOAD_BYTES // 1024**3
-        raise UserError(f"A file has between 1 byte and {limit} GiB. Split a larger archive.", field="size")
-    if sha256 and not SHA256.fullmatch(sha256.lower()):
-        raise UserError("The checksum is not a sha256: 64 hexadecimal digits.", field="sha256")
-    partials.ensure_room(size)
-    with transaction.atomic():
-        if Upload.objects.filter(owner=owner, finished_at=None).count() >= MAX_OPEN_UPLOADS:
-            raise Conflict(f"You have {MAX_OPEN_UPLOADS} unfinished uploads. Finish or cancel some first.")
-        return Upload.objects.create(
-            owner=owner,
-            dataset=dataset,
-            filename=name,
-            size=size,
-            sha256=sha256.lower(),
-            options=choices.as_dict() | {"folders": parts[:-1]},
-        )
-
-
-def append_chunk(upload: Upload, *, offset: int, chunk: Iterable[bytes], sha256: str = "") -> Upload:
-    """Add bytes at `offset`, which must be where the upload ends; of two writers, one wins and one gets Conflict.
-
-    The offset moves only once the bytes are on the disk, so a client that lost the answer asks for it and goes on; and
-    not at all when they are others than `sha256` (hex) says, if given.
-    """
-    with partials.locked_partial(upload.pk) as file:
-        upload.refresh_from_db()
-        if upload.finished_at or offset != upload.offset:
-            raise WrongOffset(upload.offset)
-        size = partials.write_chunk(file, offset=offset, room=upload.size - offset, chunk=chunk, sha256=sha256)
-        moved = Upload.objects.filter(pk=upload.pk, offset=offset, finished_at=None).update(offset=F("offset") + size)
-        if not moved:
-            upload.refresh_from_db()
-            raise WrongOffset(upload.offset)
-    upload.offset = offset + size
-    return upload
+    options = choices.as_dict() | {"folders": parts[:-1]}
+    return uploads.start_upload(
+        Upload, owner, dataset=dataset, filename=name, size=size, sha256=sha256, options=options
+    )
 
 
 def finish_upload(upload: Upload) -> Job:
     """Check that the file arrived whole, and queue its import. Calling it again gives the same job."""
-    upload.refresh_from_db()
-    if upload.job:
-        return upload.job
-    if upload.offset != upload.size:
-        raise WrongOffset(upload.offset)
-    if upload.sha256 and partials.hash_partial(upload.pk) != upload.sha256:
-        Upload.objects.filter(pk=upload.pk, finished_at=None).update(offset=0)
-        raise UserError(
-            "The file arrived damaged: its checksum differs. Upload it again from the start.", field="sha256"
-        )
-    with transaction.atomic():
-        locked = Upload.objects.select_for_update().get(pk=upload.pk)
-        if not locked.job:
-            locked.job = jobs.enqueue(
-                import_upload, label=f"Import {upload.filename}"[:200], owner=locked.owner, upload_id=str(upload.pk)
-            )
-            locked.finished_at = timezone.now()
-            locked.save(update_fields=["job", "finished_at"])
-    upload.job, upload.finished_at = locked.job, locked.finished_at
-    return locked.job
-
-
-def cancel_upload(upload: Upload) -> None:
-    """Forget an upload and its bytes. One that is being imported is asked to stop; what it imported stays."""
-    if upload.job and upload.job.status not in JOB_ENDED:
-        jobs.cancel(upload.job)
-    upload_id = upload.pk  # deletion takes it away
-    upload.delete()
-    partials.remove_partial(upload_id)
+    return uploads.finish_upload(upload, import_upload, label=f"Import {upload.filename}")
 
 
 @jobs.job
@@ -608,15 +536,8 @@ def import_upload(progress: jobs.Progress, *, upload_id: str) -> dict[str, Any]:
 
 def remove_stale_uploads() -> int:
     """Remove uploads that began more than 7 days ago, and the bytes of imports that ended. Returns how many uploads."""
-    stale = Upload.objects.filter(created_at__lt=timezone.now() - STALE_AFTER)
-    found = list(stale.filter(Q(job=None) | Q(job__status__in=JOB_ENDED)).values_list("pk", flat=True))
-    Upload.objects.filter(pk__in=found).delete()
-    ended = Upload.objects.filter(pk__in=partials.kept_uploads(), job__status__in=JOB_ENDED)
-    for upload_id in (*found, *ended.values_list("pk", flat=True)):
-        partials.remove_partial(upload_id)
-    partials.remove_older_than(partials.uploads_root(), seconds=STALE_AFTER.total_seconds())
-    partials.remove_older_than(pictures.staging_root(), seconds=STALE_AFTER.total_seconds())
-    return len(found)
+    partials.remove_older_than(pictures.staging_root(), seconds=uploads.STALE_AFTER.total_seconds())
+    return uploads.remove_stale_uploads(Upload)
 
 
 __all__ = [

@@ -167,6 +167,28 @@ class Job(models.Model):
         return f"{self.label} ({self.status})"
 
 
+class ChunkedUpload(models.Model):
+    """One file on its way in, in chunks: `offset` bytes have arrived. When all are there, a job works on it.
+
+    See lorapilot/uploads.py."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
+    filename = models.CharField(max_length=255, help_text="As named by the client; shown only, never used as a path.")
+    size = models.PositiveBigIntegerField(help_text="Bytes of the whole file.")
+    offset = models.PositiveBigIntegerField(default=0, help_text="Bytes that have arrived.")
+    sha256 = models.CharField(max_length=64, blank=True, help_text="Expected checksum, if the client gave one.")
+    job = models.ForeignKey(Job, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        abstract = True
+
+    def __str__(self) -> str:
+        return f"{self.filename} ({self.offset} of {self.size} bytes)"
+
+
 class AuditEntry(models.Model):
     """Who did what: sign-ins, tokens, deletions, sharing. Rows are only ever added."""
 

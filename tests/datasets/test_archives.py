@@ -12,7 +12,8 @@ import zipfile
 
 import pytest
 
-from datasets import batches, partials, services
+from datasets import batches, services
+from lorapilot import partials
 from lorapilot.errors import UserError
 
 MIB = 1024**2

@@ -18,9 +18,9 @@ from django.utils import timezone
 from django_q.models import OrmQ
 from PIL import Image
 
-from datasets import partials, pictures, services
+from datasets import pictures, services
 from datasets.models import Dataset, Upload
-from lorapilot import jobs
+from lorapilot import jobs, partials
 from lorapilot.models import Job, JobStatus
 
 URL = "/api/v1/uploads/"
