@@ -66,8 +66,9 @@ class Header:
         return max(counts, key=lambda dtype: counts[dtype], default="")
 
 
-def read_header(path: str | os.PathLike[str]) -> Header:
-    """The checked header of a .safetensors file. Reads only the header, whatever the file's size.
+def read_header(path: str | os.PathLike[str], *, most_bytes: int = MAX_HEADER_BYTES) -> Header:
+    """The checked header of a .safetensors file. Reads only the header, whatever the file's size; of a header longer
+    than `most_bytes` nothing.
 
     Raises HeaderError (a sentence) for a file that is cut off, damaged, lying or no .safetensors at all;
     OSError when it cannot be opened.
@@ -79,6 +80,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     with path.open("rb") as file:
         file_bytes = os.fstat(file.fileno()).st_size
         length = _header_length(name, file.read(8), file_bytes)
+        if length > most_bytes:
+            raise HeaderError(f"{name} has a header of {length:,} bytes; at most {most_bytes:,} are read here.")
         raw = file.read(length)
     metadata, entries = _parse(name, raw)
     return Header(

@@ -10,7 +10,7 @@ from lorapilot.access import signed_in
 from lorapilot.admin import ServiceOwnedAdmin
 from lorapilot.errors import UserError
 from models_registry import services
-from models_registry.models import BaseModel, ModelComponent, Pull
+from models_registry.models import Adapter, AdapterTag, AdapterUpload, BaseModel, ModelComponent, Pull
 
 
 class ModelComponentInline(admin.TabularInline[ModelComponent, BaseModel]):
@@ -59,3 +59,24 @@ class PullAdmin(ServiceOwnedAdmin[Pull]):
     list_display = ("name", "subdir", "requested_by", "job", "updated_at")
     list_select_related = ("requested_by", "job")
     search_fields = ("name",)
+
+
+@admin.register(Adapter)
+class AdapterAdmin(ServiceOwnedAdmin[Adapter]):
+    list_display = ("name", "owner", "architecture", "algorithm", "rank", "alpha", "bytes", "sha256", "created_at")
+    list_filter = ("architecture", "algorithm")
+    list_select_related = ("owner",)
+    search_fields = ("name", "owner__username", "sha256", "trigger_word")
+
+
+@admin.register(AdapterTag)
+class AdapterTagAdmin(ServiceOwnedAdmin[AdapterTag]):
+    list_display = ("word", "adapter")
+    list_select_related = ("adapter",)
+    search_fields = ("word",)
+
+
+@admin.register(AdapterUpload)
+class AdapterUploadAdmin(ServiceOwnedAdmin[AdapterUpload]):
+    list_display = ("filename", "owner", "offset", "size", "created_at", "finished_at")
+    list_select_related = ("owner",)

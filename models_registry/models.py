@@ -1,4 +1,5 @@
-"""Base models: what a LoRA is trained on. Visible to everybody who is signed in; staff register and remove them."""
+"""Base models: what a LoRA is trained on. Visible to everybody who is signed in; staff register and remove them.
+Adapters: LoRAs that runs made or people brought. Each has an owner, who may share it."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Lower
 
-from lorapilot.access import Viewer
-from lorapilot.models import JOB_ENDED, Job
+from lorapilot.access import SharedQuerySet, SharedToEdit, Viewer
+from lorapilot.models import JOB_ENDED, ChunkedUpload, Job
 from models_registry.enums import Architecture, Layout, Role
 
 
@@ -120,3 +121,72 @@ class Pull(models.Model):
     @property
     def is_active(self) -> bool:
         return self.job is not None and self.job.status not in JOB_ENDED
+
+
+class Adapter(SharedToEdit):
+    """A LoRA: the final one of a run, or a file that somebody uploaded."""
+
+    name = models.CharField(max_length=100)
+    path = models.CharField(max_length=500, unique=True, help_text="Of the file, relative to the workspace.")
+    # No foreign key: runs know this app, not the other way. runs/library.py keeps the two together.
+    checkpoint = models.PositiveBigIntegerField(
+        null=True, blank=True, unique=True, help_text="Key of the run's checkpoint that it is; empty: uploaded."
+    )
+    bytes = models.PositiveBigIntegerField()
+    sha256 = models.CharField(max_length=64, db_index=True)
+    architecture = models.CharField(max_length=20, choices=Architecture.choices, help_text="Of its base model.")
+    style = models.CharField(max_length=12, blank=True, help_text="How its tensors are named: kohya, peft, …")
+    algorithm = models.CharField(max_length=20, blank=True, help_text="LoRA, LoHa, LoKr, …")
+    rank = models.PositiveIntegerField(default=0, help_text="Of most of its modules; 0: it has none.")
+    alpha = models.FloatField(null=True, blank=True, help_text="Of most of its modules; empty: it does not say.")
+    dtype = models.CharField(max_length=20, blank=True)
+    parameters = models.PositiveBigIntegerField(default=0)
+    trigger_word = models.CharField(max_length=100, blank=True)
+    base_model = models.ForeignKey(
+        BaseModel, null=True, blank=True, on_delete=models.SET_NULL, related_name="adapters", help_text="If it is here."
+    )
+    base_model_name = models.CharField(max_length=200, blank=True, help_text="As the run or the file calls it.")
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    objects = SharedQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "-pk"]
+        verbose_name = "LoRA"
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                name="adapter_architecture_valid", condition=Q(architecture__in=Architecture.values)
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def is_produced(self) -> bool:
+        return self.checkpoint is not None
+
+
+class AdapterTag(models.Model):
+    """A word that its people put on a LoRA, to find it again."""
+
+    adapter = models.ForeignKey(Adapter, on_delete=models.CASCADE, related_name="tags")
+    word = models.CharField(max_length=40)
+
+    class Meta:
+        ordering: ClassVar = ["word"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["adapter", "word"], name="adapter_tag_once")]
+
+    def __str__(self) -> str:
+        return self.word
+
+
+class AdapterUpload(ChunkedUpload):
+    """A LoRA file on its way in."""
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        constraints: ClassVar = [
+            models.CheckConstraint(name="adapter_upload_offset_within_size", condition=Q(offset__lte=models.F("size"))),
+        ]

@@ -18,7 +18,9 @@ from runs.models import Checkpoint, Run
 def publish(request: HttpRequest, run_id: int, checkpoint_id: int) -> HttpResponse:
     """Asks for the name; what was typed is kept when it is refused."""
     checkpoint = _checkpoint(request, run_id, checkpoint_id)
-    form = PublishForm(request.POST or None, initial={"name": publishing.proposed_name(checkpoint)})
+    form = PublishForm(
+        request.POST or None, initial={"name": publishing.proposed_name(publishing.of_checkpoint(checkpoint))}
+    )
     status = 200
     if request.method == "POST":
         if form.is_valid() and _publish(request, checkpoint, form):
@@ -45,7 +47,8 @@ def unpublish(request: HttpRequest, run_id: int, checkpoint_id: int) -> HttpResp
     """Asks first, and names what will be gone."""
     checkpoint = _checkpoint(request, run_id, checkpoint_id)
     if request.method == "GET":
-        context = {"run": checkpoint.run, "checkpoint": checkpoint, "found": publishing.get_published(checkpoint)}
+        found = publishing.get_published(publishing.of_checkpoint(checkpoint))
+        context = {"run": checkpoint.run, "checkpoint": checkpoint, "found": found}
         return render(request, "runs/confirm_unpublish.html", context)
     found = publishing.unpublish_checkpoint(checkpoint, actor=signed_in(request), request=request)
     messages.success(request, f"{found.path} is removed.")
