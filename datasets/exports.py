@@ -22,11 +22,11 @@ from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, StreamingHttpResponse
 from django.utils.http import content_disposition_header
 
-from datasets import partials, pictures
+from datasets import pictures
 from datasets.batches import MAX_REPEATS
 from datasets.models import Dataset, DatasetVersion
 from datasets.selectors import pictures_of
-from lorapilot import jobs, workspace
+from lorapilot import jobs, partials, workspace
 from lorapilot.errors import Missing
 from lorapilot.models import Job, User
 

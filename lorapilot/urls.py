@@ -23,6 +23,7 @@ urlpatterns = [
     path("datasets/", include("datasets.urls")),
     path("models/", include("models_registry.urls")),
     path("runs/", include("runs.urls")),
+    path("loras/", include("runs.library_urls")),
     path("hosts/", include("runs.host_urls")),
     path("services/", include("runs.service_urls")),
     path("tensorboard/", include("runs.tensorboard.urls")),

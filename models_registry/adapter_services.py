@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from django.conf import settings
 from django.contrib.auth.models import Group
 from django.db import transaction
 from django.http import HttpRequest
@@ -157,21 +158,19 @@ def facts_of(contents: LoraContents) -> dict[str, Any]:
 
 
 # --- What runs make ---------------------------------------------------------------------------------------------------
-def enter_produced(
-    checkpoint: int, *, file: Path, values: dict[str, Any], otherwise: dict[str, Any], groups: Iterable[Group]
-) -> Adapter:
-    """The LoRA that a run has made, as a row. `values`: what the run knows; `otherwise`: what it was told to train,
-    for what the file does not say or cannot be asked. A row that is there keeps its name, trigger word and sharing."""
+def enter_produced(path: str, *, values: dict[str, Any], otherwise: dict[str, Any], groups: Iterable[Group]) -> Adapter:
+    """The LoRA that a run has made, at `path` in the workspace, as a row. `values`: what the run knows; `otherwise`:
+    what it was told to train, for what the file does not say or cannot be asked. A row that is there keeps its name,
+    trigger word and sharing."""
     try:
-        told = {name: value for name, value in facts_of(recognise_lora(file)).items() if value not in (None, 0, "")}
-    except (Unrecognised, OSError):
+        facts = facts_of(recognise_lora(workspace.inside(settings.WORKSPACE, path)))
+        told = {name: value for name, value in facts.items() if value not in (None, 0, "")}
+    except (Unrecognised, OSError, ValueError):
         told = {}
     fresh = values | otherwise | told
-    kept = {name: fresh[name] for name in fresh if name not in ("name", "trigger_word", "owner")}
+    again = {name: fresh[name] for name in fresh if name not in ("name", "trigger_word")}
     with transaction.atomic():
-        adapter, is_new = Adapter.objects.update_or_create(
-            checkpoint=checkpoint, defaults=kept, create_defaults=fresh | {"checkpoint": checkpoint}
-        )
+        adapter, is_new = Adapter.objects.update_or_create(path=path, defaults=again, create_defaults=fresh)
         if is_new:
             adapter.groups.set(groups)
     return adapter

@@ -17,7 +17,8 @@ from datasets.services import remove_stale_uploads, remove_unused_pictures
 from lorapilot import workspace
 from lorapilot.clock import ago, is_stale
 from lorapilot.jobs import restart_silent_jobs
-from runs import fleet, hosts
+from models_registry import adapter_services
+from runs import fleet, hosts, library
 from runs.dispatch import dispatch, hand_out
 from runs.models import Attempt
 from runs.supervision.follow import LEASE_EXPIRES_AFTER
@@ -43,6 +44,8 @@ def reconcile(*, is_host: bool = True, watched_seconds: float = math.inf) -> Non
     restart_silent_slices()
     restart_silent_jobs()
     remove_stale_uploads()
+    adapter_services.remove_stale_uploads()
+    library.catch_up()
     dispatch()
     clean_up_hourly()
 

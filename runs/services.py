@@ -26,7 +26,7 @@ from lorapilot.errors import Conflict, NotAllowed, UserError
 from lorapilot.models import User
 from models_registry.models import BaseModel
 from models_registry.selectors import missing_files
-from runs import memory_ladder, wakeup
+from runs import library, memory_ladder, wakeup
 from runs.configs import lost_options
 from runs.dispatch import dispatch
 from runs.enums import ACTIVE, TERMINAL, DeviceKind, Priority, Status, StopIntent
@@ -434,12 +434,15 @@ def delete_run(run: Run) -> None:
         gone = Run.objects.filter(pk=run.pk).exclude(status__in=ACTIVE)
         if not gone.exists():
             raise Conflict(f"{run.output_name} has just started: stop it first.")
+        library.forget_run(run)
         gone.delete()
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @transaction.atomic
 def share_run(run: Run, *, groups: Iterable[Group]) -> Run:
-    """Let the members of these groups, and of no others, look at the run."""
-    run.groups.set(groups)
+    """Let the members of these groups, and of no others, look at the run and at its LoRA."""
+    before, after = set(run.groups.all()), set(groups)
+    run.groups.set(after)
+    library.share_along(run, before=before, after=after)
     return run

@@ -18,7 +18,7 @@ from datasets.models import DatasetVersion
 from lorapilot.access import get_editable, get_visible, signed_in
 from lorapilot.errors import UserError
 from lorapilot.services import record
-from runs import files, memory_ladder, publishing, selectors, services, waiting
+from runs import files, library, memory_ladder, publishing, selectors, services, waiting
 from runs.cloning import run_form
 from runs.enums import TERMINAL, Priority, Status
 from runs.forms import ESSENTIALS, PriorityForm, RunForm, priority_choices
@@ -216,6 +216,7 @@ PARTS: dict[str, Callable[[HttpRequest, Run], dict[str, Any]]] = {
     "artifacts": lambda request, run: {
         "artifacts": publishing.artifact_rows(run),
         "can_change": run.is_editable_by(request.user),
+        "adapter": library.adapter_of(run, signed_in(request)),
     },
     "samples": lambda _, run: {"samples_by_step": selectors.samples_by_step(run)},
     "events": lambda _, run: {"events": run.events.select_related("actor")},

@@ -31,7 +31,7 @@ from lorapilot import workspace
 from lorapilot.clock import is_stale
 from lorapilot.errors import UserError
 from models_registry.selectors import absolute_path, attached_components, component_paths
-from runs import disk, logfile, memory_ladder, services
+from runs import disk, library, logfile, memory_ladder, services
 from runs.dispatch import dispatch, hand_out
 from runs.endings import End, conclude, ending_of
 from runs.enums import DeviceKind, Status, StopIntent
@@ -267,6 +267,7 @@ class _Slice:
         self.is_hopeless |= any(isinstance(observation, Hopeless) for observation in observations)
         if any(isinstance(observation, CheckpointSaved) for observation in observations):
             transaction.on_commit(partial(remove_surplus, self.run))
+            transaction.on_commit(library.catch_up)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
