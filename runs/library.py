@@ -16,6 +16,7 @@ from django.contrib.auth.models import Group
 from django.db.models import Exists, F, OuterRef, Q, Subquery
 
 from datasets.models import Dataset, DatasetVersion
+from lorapilot.errors import Missing
 from lorapilot.models import User
 from models_registry.adapter_services import enter_produced
 from models_registry.models import Adapter, BaseModel
@@ -85,7 +86,7 @@ class Origin:
 
 def origin_of(adapter: Adapter, user: User) -> Origin:
     """The run whose checkpoint it is, or which saved the very same file, then the dataset version and base model."""
-    same = Q(pk=adapter.checkpoint) if adapter.is_produced else Q(sha256=adapter.sha256)
+    same = Q(sha256=adapter.sha256) if adapter.checkpoint is None else Q(pk=adapter.checkpoint)
     runs = Run.objects.visible_to(user).filter(pk__in=Checkpoint.objects.filter(same).values("run"))
     run = runs.select_related("dataset_version", "base_model", "owner").order_by("pk").first()
     if run is None:
@@ -97,7 +98,7 @@ def origin_of(adapter: Adapter, user: User) -> Origin:
 
 def visible_runs(adapters: Iterable[Adapter], user: User) -> dict[int, int]:
     """The key of the run of each of these LoRAs, by the LoRA's key, when `user` may see it."""
-    keys = {adapter.checkpoint: adapter.pk for adapter in adapters if adapter.is_produced}
+    keys = {adapter.checkpoint: adapter.pk for adapter in adapters if adapter.checkpoint is not None}
     seen = Run.objects.visible_to(user).values("pk")
     found = Checkpoint.objects.filter(pk__in=keys, run__in=seen).values_list("pk", "run")
     return {keys[checkpoint]: run for checkpoint, run in found}
@@ -105,7 +106,7 @@ def visible_runs(adapters: Iterable[Adapter], user: User) -> dict[int, int]:
 
 def samples_of(adapters: Sequence[Adapter]) -> dict[int, list[Sample]]:
     """What each of these LoRAs draws: the samples of its step, by the LoRA's key. Two queries for any number."""
-    keys = {adapter.checkpoint: adapter.pk for adapter in adapters if adapter.is_produced}
+    keys = {adapter.checkpoint: adapter.pk for adapter in adapters if adapter.checkpoint is not None}
     places = Checkpoint.objects.filter(pk__in=keys).values_list("run", "step", "pk")
     by_place = {(run, step): keys[pk] for run, step, pk in places}
     of_step = Checkpoint.objects.filter(pk__in=keys, run=OuterRef("run"), step=OuterRef("step"))
@@ -117,8 +118,12 @@ def samples_of(adapters: Sequence[Adapter]) -> dict[int, list[Sample]]:
 
 def lora_of(adapter: Adapter) -> publishing.Lora:
     """As what it is published: a run's final LoRA is the same thing on the run's page and here."""
+    if adapter.checkpoint is None:
+        return publishing.of_adapter(adapter)
     checkpoint = Checkpoint.objects.select_related("run").filter(pk=adapter.checkpoint).first()
-    return publishing.of_checkpoint(checkpoint) if checkpoint else publishing.of_adapter(adapter)
+    if checkpoint is None:  # the run is being deleted
+        raise Missing(f"The run that made {adapter.name} is gone.")
+    return publishing.of_checkpoint(checkpoint)
 
 
 def adapter_of(run: Run, user: User) -> Adapter | None:
