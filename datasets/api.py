@@ -144,10 +144,11 @@ class PictureViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
     def create(self, request: Request, dataset_pk: int) -> Response:
         """Add files in one request. What is refused is named with the reason; the rest goes in (400: nothing did)."""
         dataset = get_editable(Dataset, signed_in(request), pk=dataset_pk)
-        sent = request.data.dict() | {"files": request.FILES.getlist("files")}
+        form: Any = request.data  # multipart only
+        sent = form.dict() | {"files": request.FILES.getlist("files")}
         sent = {key: value for key, value in sent.items() if key != "paths"}
-        if request.data.getlist("paths"):
-            sent["paths"] = request.data.getlist("paths")
+        if form.getlist("paths"):
+            sent["paths"] = form.getlist("paths")
         given = _valid(FilesInput(data=sent))
         files, paths = given["files"], given.get("paths") or [file.name for file in given["files"]]
         if len(paths) != len(files):

@@ -98,7 +98,7 @@ def _take_first_frame(found: Converted) -> None:
 
 def _is_deep(image: Image.Image) -> bool:
     """More than 8 bits a channel. Pillow cuts colours down itself when it decodes; grey it leaves."""
-    return image.mode in DEEP_MODES or any(";16" in str(tile[3]) for tile in image.tile)
+    return image.mode in DEEP_MODES or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
 def _make_shallow(found: Converted) -> None:

@@ -107,7 +107,8 @@ def unedited(request: HttpRequest, pk: int, picture_pk: int) -> HttpResponseBase
 def _drawn(original: dict[str, Any], rotation: int) -> bytes:
     drawn = io.BytesIO()
     try:
-        with _decoding, Image.open(picture_path(original["sha256"], original["extension"])) as image:
+        path_of_original = picture_path(original["sha256"], original["extension"])
+        with Image.open(path_of_original) as image, _decoding.admit(image.width * image.height):
             image.draft("RGB", (SHOWN_PIXELS, SHOWN_PIXELS))
             shown = edits.turned(ImageOps.exif_transpose(image), rotation)
             shown = shown.convert("RGBA" if shown.has_transparency_data else "RGB")

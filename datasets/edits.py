@@ -79,7 +79,8 @@ def stage_edited(
     """The edited picture as a PNG in a staging folder, so that no pixel is changed by saving it."""
     path = folder / "edited.png"
     try:
-        with _decoding, Image.open(picture_path(original["sha256"], original["extension"])) as image:
+        path_of_original = picture_path(original["sha256"], original["extension"])
+        with Image.open(path_of_original) as image, _decoding.admit(image.width * image.height):
             edited = turned(ImageOps.exif_transpose(image), rotation)
             if crop:
                 left, top, width, height = crop

@@ -41,7 +41,8 @@ LONG_AGO = (
 )  # the first moment that ZIP can express: an archive tells content, not when it was made
 UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f]')  # to Windows, whatever else can store it
 MAX_STEM_BYTES = 200  # of the 255 that file systems take, with an ending and a number to come
-LISTED = ("sha256", "source_sha256", "extension", "bytes", "caption", "repeats", "original_name")
+ENDINGS = {"png": (".png",), "jpg": (".jpg", ".jpeg"), "webp": (".webp",)}
+LISTED = ("sha256", "extension", "caption", "repeats", "original_name")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def dataset_files(dataset: Dataset, *, is_kohya: bool) -> list[Exported]:
 
 def version_files(version: DatasetVersion, *, is_kohya: bool) -> list[Exported]:
     """The same of a version."""
-    rows = [{"source_sha256": "", "original_name": picture["name"]} | picture for picture in version.pictures]
+    rows = [picture | {"original_name": picture["name"]} for picture in version.pictures]
     return _named(rows, folder_name=version.name, is_kohya=is_kohya)
 
 
@@ -87,8 +88,7 @@ def _free_name(row: Mapping[str, Any], folder: str, taken: set[str]) -> tuple[st
     """Stem and ending of a picture. No two have the same stem, since that is what a caption goes by."""
     stem, dot, ending = row["original_name"].rpartition(".")
     stem, ending = (stem, f".{ending}") if dot else (row["original_name"], "")
-    is_converted = row["source_sha256"] not in ("", row["sha256"])
-    if is_converted or ending.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+    if ending.lower() not in ENDINGS[row["extension"]]:  # it was converted, cropped, or always called something else
         ending = f".{row['extension']}"
     wanted = stem = _safe(stem)
     number = 1

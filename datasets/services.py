@@ -208,12 +208,12 @@ class ImportReport:
             "added": len(self.added),
             "captioned": len(self.captioned),
             "duplicates": len(self.duplicates),
-            "refused": _listed(self.refused, "files were refused"),
-            "notes": _listed(self.notes, "notes"),
+            "refused": _in_part(self.refused, "files were refused"),
+            "notes": _in_part(self.notes, "notes"),
         }
 
 
-def _listed(told: list[tuple[str, str]], what: str) -> list[dict[str, str]]:
+def _in_part(told: list[tuple[str, str]], what: str) -> list[dict[str, str]]:
     rows = [{"name": name, "reason": reason} for name, reason in told[:LISTED_AT_MOST]]
     more = len(told) - len(rows)
     return [*rows, *([{"name": "…", "reason": f"{more:,} more {what}."}] if more else [])]

@@ -38,7 +38,7 @@ class AccountAdapter(DefaultAccountAdapter):
         """The new account, in the groups of the invitation that it uses up. Raises Conflict when that has just lost
         its force, and sign-up is closed."""
         with transaction.atomic():
-            made = super().save_user(request, user, form, commit)
+            made: AbstractBaseUser = super().save_user(request, user, form, commit)
             digest = request.session.pop(INVITATION, "")
             has_joined = bool(digest) and invitations.redeem(digest, cast("User", made), request=request)
             if not has_joined and not settings.SIGNUP_OPEN:

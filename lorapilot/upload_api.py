@@ -58,8 +58,8 @@ class ChunksView(APIView):
         upload = self.find(request, upload_id)
         try:
             if not upload.finished_at:
-                given = {"offset": _given_offset(request), "sha256": _given_checksum(request)}
-                uploads.append_chunk(upload, chunk=_blocks(request), **given)
+                offset, sha256 = _given_offset(request), _given_checksum(request)
+                uploads.append_chunk(upload, chunk=_blocks(request), offset=offset, sha256=sha256)
             if upload.offset < upload.size:
                 return Response(status=HTTPStatus.NO_CONTENT, headers=offset_headers(upload.offset))
             self.finish(upload)

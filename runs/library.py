@@ -43,15 +43,16 @@ def catch_up() -> int:
 
 def _enter(checkpoint: Checkpoint) -> Adapter:
     run = checkpoint.run
+    base_model = run.base_model
     values = {
         "checkpoint": checkpoint.pk,
         "owner": run.owner,
         "name": run.output_name,
         "sha256": checkpoint.sha256,
         "trigger_word": run.dataset_version.trigger_word,
-        "base_model": run.base_model,
-        "base_model_name": run.base_model.name,
-        "architecture": run.base_model.architecture,
+        "base_model": base_model,
+        "base_model_name": base_model.name if base_model else "",
+        "architecture": base_model.architecture if base_model else "",
     }
     told = {"bytes": checkpoint.bytes, "rank": run.spec.get("rank") or 0, "alpha": run.spec.get("alpha")}
     path = (run.folder / checkpoint.path).relative_to(settings.WORKSPACE).as_posix()

@@ -287,7 +287,7 @@ class AdapterViewSet(viewsets.GenericViewSet[Adapter]):
         }
         return Response(AdapterDetailSerializer(shown, context=context).data, status=status)
 
-    def get_parsers(self) -> list[Any]:
+    def get_parsers(self) -> Any:
         is_upload = self.request and self.request.method == "POST" and "pk" not in self.kwargs
         return [MultiPartParser()] if is_upload else super().get_parsers()
 

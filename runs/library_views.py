@@ -41,7 +41,7 @@ def _list_page(request: HttpRequest, form: LoraUploadForm) -> HttpResponse:
     text, given = asked["q"], {name: asked[name] for name in FILTERS}
     found = adapter_selectors.search_adapters(user, text=text, **given)
     page = Paginator(found, ON_A_PAGE).get_page(request.GET.get("page"))
-    samples = library.samples_of(page.object_list)
+    samples = library.samples_of(list(page.object_list))
     present = set(Adapter.objects.visible_to(user).order_by().values_list("architecture", flat=True).distinct())
     context = given | {
         "page": page,

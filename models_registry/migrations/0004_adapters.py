@@ -9,7 +9,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     dependencies = [
         ("auth", "0012_alter_user_first_name_max_length"),
-        ("lorapilot", "0003_invitations"),
+        ("lorapilot", "0004_invitations"),
         ("models_registry", "0003_pulls"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
