@@ -219,7 +219,11 @@ class AcceptView(APIView):
         chosen = ChoiceInput(data=request.data)
         wanted = chosen.ids()
         force = chosen.validated_data["even_if_changed"]
-        return Response(AcceptedSerializer(services.accept(captioning, proposals=wanted, even_if_changed=force)).data)
+        return Response(
+            AcceptedSerializer(
+                services.accept(captioning, actor=signed_in(request), proposals=wanted, even_if_changed=force)
+            ).data
+        )
 
 
 class DiscardView(APIView):
@@ -233,7 +237,8 @@ class UndoView(APIView):
     @extend_schema(summary="Give accepted pictures their earlier captions", request=None, responses=AcceptedSerializer)
     def post(self, request: Request, pk: int, captioning_id: int) -> Response:
         """`accepted`: how many were undone. What somebody changed since is left alone."""
-        return Response(AcceptedSerializer(services.undo(_captioning(request, pk, captioning_id))).data)
+        done = services.undo(_captioning(request, pk, captioning_id), actor=signed_in(request))
+        return Response(AcceptedSerializer(done).data)
 
 
 def _order(given: OrderInput) -> Order:

@@ -17,8 +17,10 @@ from datasets.captioning import selectors, services
 from datasets.captioning.enums import LOCAL, REMOTE, Captioner, Proposal, Which
 from datasets.captioning.providers import ProviderError
 from datasets.models import Captioning, CaptionProposal, Dataset, Picture
+from datasets.selections import Selection
 from lorapilot.access import get_editable, signed_in
 from lorapilot.errors import UserError
+from lorapilot.models import User
 from lorapilot.selectors import secrets_of
 from runs import captioning as captions
 from runs.captioning_forms import CaptioningForm
@@ -31,13 +33,12 @@ MOST_DIGITS = 18
 # --- The form ---------------------------------------------------------------------------------------------------------
 @require_http_methods(["GET", "HEAD", "POST"])
 def new(request: HttpRequest, pk: int) -> HttpResponse:
-    """With `pictures=3,5` (in the address, or posted by themselves, for many) for those alone. What was filled in is
-    kept when it is refused, or only tried."""
+    """For the pictures that `?pictures=3,5` names, or that were selected in the grid, whose form posts to here. What
+    was filled in is kept when it is refused, or only tried."""
     user = signed_in(request)
     dataset = get_editable(Dataset, user, pk=pk)
     if request.method != "POST" or "captioner" not in request.POST:
-        given = request.GET if request.method != "POST" else request.POST
-        chosen = _ids(",".join(map(str, given.getlist("pictures"))).split(","))
+        chosen = _chosen(request, dataset)
         return _page(request, CaptioningForm(dataset=dataset, chosen=chosen))
     form = CaptioningForm(request.POST, dataset=dataset)
     tried = None
@@ -51,6 +52,13 @@ def new(request: HttpRequest, pk: int) -> HttpResponse:
             form.add_error(error.field if error.field in form.fields else None, error.message)
             return _page(request, form, status=_status_of(error))
     return _page(request, form, tried=tried, status=HTTPStatus.OK if tried else HTTPStatus.BAD_REQUEST)
+
+
+def _chosen(request: HttpRequest, dataset: Dataset) -> list[int]:
+    if request.method != "POST":
+        return _ids(str(request.GET.get("pictures", "")).split(","))
+    picked = [str(one) for one in request.POST.getlist("picture")]
+    return [row["pk"] for row in Selection.from_form(request.POST, picked).rows(dataset)]
 
 
 def _tried(request: HttpRequest, form: CaptioningForm) -> dict[str, Any]:
@@ -135,7 +143,7 @@ def review(request: HttpRequest, pk: int, captioning_id: int) -> HttpResponse:
     _keep_edits(request, captioning)
     name, _, argument = str(request.POST.get("do", "")).partition(":")
     if name in ACTIONS:
-        messages.success(request, ACTIONS[name](captioning, _wanted(request, argument)))
+        messages.success(request, ACTIONS[name](captioning, _wanted(request, argument), signed_in(request)))
     back = request.POST.get("page", "")
     suffix = f"?page={back}" if back.isascii() and back.isdigit() else ""
     response = redirect("captioning:show", pk, captioning_id)
@@ -163,13 +171,13 @@ def _wanted(request: HttpRequest, argument: str) -> list[int] | None:
     return found
 
 
-def _accept(captioning: Captioning, wanted: list[int] | None) -> str:
+def _accept(captioning: Captioning, wanted: list[int] | None, actor: User) -> str:
     # A person who accepts a single one has both captions before them.
     is_single = wanted is not None and len(wanted) == 1
-    return _told("accepted", services.accept(captioning, proposals=wanted, even_if_changed=is_single))
+    return _told("accepted", services.accept(captioning, actor=actor, proposals=wanted, even_if_changed=is_single))
 
 
-def _discard(captioning: Captioning, wanted: list[int] | None) -> str:
+def _discard(captioning: Captioning, wanted: list[int] | None, _actor: User) -> str:
     return f"Discarded: {services.discard(captioning, proposals=wanted)}."
 
 
@@ -178,7 +186,7 @@ def _told(what: str, done: services.Accepted) -> str:
     return f"Captions {what}: {done.accepted}.{left}"
 
 
-ACTIONS: dict[str, Callable[[Captioning, list[int] | None], str]] = {"accept": _accept, "discard": _discard}
+ACTIONS: dict[str, Callable[[Captioning, list[int] | None, User], str]] = {"accept": _accept, "discard": _discard}
 
 
 @require_POST
@@ -195,7 +203,8 @@ def edit(request: HttpRequest, pk: int, captioning_id: int, proposal_id: int) ->
 
 @require_POST
 def undo(request: HttpRequest, pk: int, captioning_id: int) -> HttpResponse:
-    messages.success(request, _told("given back", services.undo(_captioning(request, pk, captioning_id))))
+    done = services.undo(_captioning(request, pk, captioning_id), actor=signed_in(request))
+    messages.success(request, _told("given back", done))
     return redirect("captioning:show", pk, captioning_id)
 
 

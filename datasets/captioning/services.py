@@ -1,19 +1,18 @@
 """Everything that changes captionings and their proposals. A picture's caption changes in `accept` and `undo` alone,
-through datasets.services.set_caption.
+through datasets/caption_edits.py.
 
 Guarantee: a caption that somebody changed after the proposal was made is only overwritten when the caller says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from django.db import transaction
-from django.db.models import QuerySet
 
-from datasets import services
+from datasets.caption_edits import replace_captions
 from datasets.captioning.asking import Asker, Busy
 from datasets.captioning.enums import REMOTE, Captioner, Proposal, Which
 from datasets.captioning.job import caption_remotely
@@ -29,7 +28,7 @@ from lorapilot import jobs
 from lorapilot.errors import Conflict, UserError
 from lorapilot.models import User
 
-AT_ONCE = 200  # proposals that are accepted in one transaction
+AT_ONCE = 500  # rows in one statement
 MOST_SELECTED = 20_000
 
 
@@ -186,63 +185,44 @@ def edit(proposal: CaptionProposal, *, caption: str) -> CaptionProposal:
 
 
 def accept(
-    captioning: Captioning, *, proposals: Iterable[int] | None = None, even_if_changed: bool = False
+    captioning: Captioning, *, actor: User, proposals: Iterable[int] | None = None, even_if_changed: bool = False
 ) -> Accepted:
-    """Put proposals in the place of the captions: all that are to be reviewed, or those with these ids."""
-    accepted = changed = 0
-    for some in _in_portions(_open(captioning, proposals)):
-        done, left = _accept_some(some, even_if_changed=even_if_changed)
-        accepted, changed = accepted + done, changed + left
-    return Accepted(accepted, changed)
+    """Put proposals in the place of the captions, all in one transaction: all that are to be reviewed, or those with
+    these ids. Many at once are one of the dataset's last edits, which can be undone there, too."""
+    with transaction.atomic():
+        open_ = _locked(_open(captioning, proposals), Proposal.PROPOSED)
+        due = [proposal for proposal in open_ if even_if_changed or not proposal.differs_since]
+        texts = {proposal.picture_id: proposal.caption for proposal in due}
+        for proposal in due:
+            proposal.state, proposal.previous = Proposal.ACCEPTED, proposal.picture.caption
+        _replace(captioning, texts, label=f"Captions by {captioning.model}", actor=actor)
+        CaptionProposal.objects.bulk_update(due, ["state", "previous"], batch_size=AT_ONCE)
+    return Accepted(len(due), len(open_) - len(due))
 
 
-@transaction.atomic
-def _accept_some(ids: list[int], *, even_if_changed: bool) -> tuple[int, int]:
-    done = left = 0
-    for proposal in _locked(ids, Proposal.PROPOSED):
-        if proposal.differs_since and not even_if_changed:
-            left += 1
-            continue
-        previous = proposal.picture.caption
-        services.set_caption(proposal.picture, caption=proposal.caption)
-        CaptionProposal.objects.filter(pk=proposal.pk).update(state=Proposal.ACCEPTED, previous=previous)
-        done += 1
-    return done, left
+def _replace(captioning: Captioning, texts: dict[int, str], *, label: str, actor: User) -> None:
+    if texts:
+        replace_captions(captioning.dataset, captions=texts, label=label, actor=actor)
 
 
 def discard(captioning: Captioning, *, proposals: Iterable[int] | None = None) -> int:
     """Returns how many. The captions stay as they are."""
-    found = _open(captioning, proposals)
-    return sum(
-        CaptionProposal.objects.filter(pk__in=some, state=Proposal.PROPOSED).update(state=Proposal.DISCARDED)
-        for some in _in_portions(found)
-    )
+    found = CaptionProposal.objects.filter(pk__in=_open(captioning, proposals), state=Proposal.PROPOSED)
+    return found.update(state=Proposal.DISCARDED)
 
 
-def undo(captioning: Captioning) -> Accepted:
+def undo(captioning: Captioning, *, actor: User) -> Accepted:
     """Give every picture whose proposal was accepted its earlier caption again, unless somebody changed it since; the
     proposals are to be reviewed again."""
-    undone = changed = 0
-    ids = list(captioning.proposals.filter(state=Proposal.ACCEPTED).values_list("pk", flat=True))
-    if not ids:
-        raise Conflict("Nothing of this was accepted.")
-    for some in _in_portions(ids):
-        done, left = _undo_some(some)
-        undone, changed = undone + done, changed + left
-    return Accepted(undone, changed)
-
-
-@transaction.atomic
-def _undo_some(ids: list[int]) -> tuple[int, int]:
-    done = left = 0
-    for proposal in _locked(ids, Proposal.ACCEPTED):
-        if proposal.picture.caption != proposal.caption:
-            left += 1
-            continue
-        services.set_caption(proposal.picture, caption=proposal.previous)
-        CaptionProposal.objects.filter(pk=proposal.pk).update(state=Proposal.PROPOSED)
-        done += 1
-    return done, left
+    with transaction.atomic():
+        accepted = _locked(captioning.proposals.values_list("pk", flat=True), Proposal.ACCEPTED)
+        if not accepted:
+            raise Conflict("Nothing of this was accepted.")
+        due = [proposal for proposal in accepted if proposal.picture.caption == proposal.caption]
+        texts = {proposal.picture_id: proposal.previous for proposal in due}
+        _replace(captioning, texts, label=f"Undo captions by {captioning.model}", actor=actor)
+        CaptionProposal.objects.filter(pk__in=[proposal.pk for proposal in due]).update(state=Proposal.PROPOSED)
+    return Accepted(len(due), len(accepted) - len(due))
 
 
 def _open(captioning: Captioning, wanted: Iterable[int] | None) -> list[int]:
@@ -256,11 +236,7 @@ def _open(captioning: Captioning, wanted: Iterable[int] | None) -> list[int]:
     return found
 
 
-def _locked(ids: list[int], state: Proposal) -> QuerySet[CaptionProposal]:
+def _locked(ids: Iterable[int], state: Proposal) -> list[CaptionProposal]:
+    """Those in this state, with their pictures, which change no more until the transaction ends."""
     rows = CaptionProposal.objects.select_for_update(of=("self", "picture")).order_by("pk")
-    return rows.select_related("picture__dataset").filter(pk__in=ids, state=state)
-
-
-def _in_portions(ids: list[int]) -> Iterator[list[int]]:
-    for begin in range(0, len(ids), AT_ONCE):
-        yield ids[begin : begin + AT_ONCE]
+    return list(rows.select_related("picture").filter(pk__in=ids, state=state))

@@ -109,9 +109,8 @@ class CaptionerStack:
         if "finished" in last and exit_.code == 0:
             return _finished(last["finished"], reading)
         if "stopped" in last:
-            return Outcome(
-                Status.STOPPED, f"Stopped at picture {last['stopped']['step']}; the captions so far are kept."
-            )
+            step = last["stopped"]["step"]
+            return Outcome(Status.STOPPED, f"Stopped at picture {step}; the captions so far are kept.")
         said = logfile.last_words(reading.log, exit_.log_offset)
         cause = cause_of_death(exit_, said)
         if exit_.stop_requested and cause in (Cause.OWN, Cause.KILLED):

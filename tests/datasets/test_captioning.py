@@ -7,7 +7,9 @@ import time
 
 import pytest
 
+from datasets import caption_edits
 from datasets import services as dataset_services
+from datasets.caption_edits import set_caption, undo_captions
 from datasets.captioning import asking, job, services
 from datasets.captioning.asking import Asker, Busy
 from datasets.captioning.options import checked_options, cost_of, filled_prompt, with_trigger
@@ -387,7 +389,7 @@ def test_job_started_over_asks_only_for_what_waits(stand, alice, dataset, pictur
 
 def test_picture_that_got_a_caption_or_went_meanwhile_is_not_sent(stand, alice, dataset, pictures, keys):
     captioning = services.start_remote(alice, dataset, order())
-    dataset_services.set_caption(dataset.pictures.get(original_name="red.png"), caption="by hand")
+    set_caption(dataset.pictures.get(original_name="red.png"), caption="by hand")
     dataset.pictures.get(original_name="green.png").delete()
     assert work(captioning) == {"proposed": 0, "failed": 0}
     assert states(captioning) == [("red.png", "discarded", "Somebody has written a caption meanwhile.")]
@@ -474,47 +476,53 @@ def ids(captioning, *names):
     return list(captioning.proposals.filter(picture__original_name__in=names).values_list("pk", flat=True))
 
 
-def test_accept_all_then_undo(proposed, dataset):
+def test_accept_all_then_undo(proposed, dataset, alice):
     before = captions(dataset)
-    assert services.accept(proposed) == services.Accepted(3, 0)
+    assert services.accept(proposed, actor=alice) == services.Accepted(3, 0)
     assert captions(dataset) == {f"{name}.png": f"Look: a {name} square" for name in ("red", "green", "blue")}
-    dataset_services.set_caption(dataset.pictures.get(original_name="red.png"), caption="changed by hand")
-    assert services.undo(proposed) == services.Accepted(2, 1)
+    set_caption(dataset.pictures.get(original_name="red.png"), caption="changed by hand")
+    assert services.undo(proposed, actor=alice) == services.Accepted(2, 1)
     assert captions(dataset) == before | {"red.png": "changed by hand"}
     assert [row[1] for row in states(proposed)] == ["accepted", "proposed", "proposed"]
 
 
-def test_accept_some_discard_some_edit_one(proposed, dataset):
+def test_accept_some_discard_some_edit_one(proposed, dataset, alice):
     services.edit(proposed.proposals.get(picture__original_name="blue.png"), caption=" better\nblue ")
-    assert services.accept(proposed, proposals=ids(proposed, "blue.png")) == services.Accepted(1, 0)
+    assert services.accept(proposed, actor=alice, proposals=ids(proposed, "blue.png")) == services.Accepted(1, 0)
     assert services.discard(proposed, proposals=ids(proposed, "red.png", "blue.png")) == 1
     assert captions(dataset) == {"red.png": "", "green.png": "", "blue.png": "better blue"}
     assert [row[1] for row in states(proposed)] == ["discarded", "proposed", "accepted"]
-    for again in (services.accept, services.discard):
-        with pytest.raises(Conflict):
-            again(proposed, proposals=ids(proposed, "red.png"))
+    with pytest.raises(Conflict):
+        services.accept(proposed, actor=alice, proposals=ids(proposed, "red.png"))
+    with pytest.raises(Conflict):
+        services.discard(proposed, proposals=ids(proposed, "red.png"))
     with pytest.raises(Conflict):
         services.edit(proposed.proposals.get(picture__original_name="red.png"), caption="late")
 
 
-def test_accept_leaves_what_somebody_changed_meanwhile(proposed, dataset):
-    dataset_services.set_caption(dataset.pictures.get(original_name="red.png"), caption="by hand")
-    assert services.accept(proposed) == services.Accepted(2, 1)
+def test_accept_leaves_what_somebody_changed_meanwhile(proposed, dataset, alice):
+    set_caption(dataset.pictures.get(original_name="red.png"), caption="by hand")
+    assert services.accept(proposed, actor=alice) == services.Accepted(2, 1)
     assert captions(dataset)["red.png"] == "by hand"
-    assert services.accept(proposed, even_if_changed=True) == services.Accepted(1, 0)
+    assert services.accept(proposed, actor=alice, even_if_changed=True) == services.Accepted(1, 0)
     assert captions(dataset)["red.png"] == "Look: a red square"
-    assert services.undo(proposed) == services.Accepted(3, 0)
+    assert services.undo(proposed, actor=alice) == services.Accepted(3, 0)
     assert captions(dataset)["red.png"] == "by hand"
 
 
-def test_undo_of_nothing_is_refused(proposed):
+def test_undo_of_nothing_is_refused(proposed, alice):
     with pytest.raises(Conflict):
-        services.undo(proposed)
+        services.undo(proposed, actor=alice)
 
 
-def test_accept_goes_on_in_portions(proposed, dataset, monkeypatch):
-    monkeypatch.setattr(services, "AT_ONCE", 2)
-    assert services.accept(proposed) == services.Accepted(3, 0)
+def test_many_that_are_accepted_are_one_of_the_last_edits(proposed, dataset, alice, monkeypatch):
+    monkeypatch.setattr(caption_edits, "FEW", 2)
+    before = captions(dataset)
+    assert services.accept(proposed, actor=alice) == services.Accepted(3, 0)
+    edit = dataset.bulk_edits.get()
+    assert (edit.label, edit.actor, edit.picture_count) == ("Captions by eye-1", alice, 3)
+    undo_captions(edit)
+    assert captions(dataset) == before
 
 
 def test_try_one_keeps_nothing(stand, alice, dataset, pictures, keys):

@@ -297,5 +297,5 @@ def test_tiny_blip_for_real(workspace, alice, dataset, handed_out):
     options = {"max_tokens": 8}
     made = run_for_real(alice, dataset, handed_out, captioner="sentences", model="tiny-blip", options=options)
     assert {state for _, state, _ in states(made)} == {"proposed"}
-    services.accept(made)
+    services.accept(made, actor=alice)
     assert all(text.startswith("sks") for text in texts(dataset).values())

@@ -6,6 +6,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from datasets import services as dataset_services
+from datasets.caption_edits import set_caption
 from datasets.captioning import job
 from datasets.captioning.services import Order
 from datasets.models import Captioning, CaptionProposal, Dataset
@@ -174,7 +175,7 @@ def test_page_for_selected_pictures(stand, client_of, alice, dataset):
     set_secret(alice, name="openai", value=KEY)
     red = dataset.pictures.get(original_name="red.png").pk
     browser, address = client_of(alice), reverse("captioning:new", args=[dataset.pk])
-    for answer in (browser.get(f"{address}?pictures={red},nonsense"), browser.post(address, {"pictures": [red]})):
+    for answer in (browser.get(f"{address}?pictures={red},nonsense"), browser.post(address, {"picture": [red]})):
         page = answer.content.decode()
         assert ("1 picture selected." in page, f'name="pictures" value="{red}"' in page) == (True, True)
     browser.post(address, FORM | {"which": "selected", "pictures": str(red)})
@@ -213,7 +214,7 @@ def test_review_accepts_ticked_with_edits_and_undo_gives_back(ordered, dataset, 
 
 
 def test_review_of_all_leaves_what_was_changed_meanwhile(ordered, dataset, client_of, alice):
-    dataset_services.set_caption(dataset.pictures.get(original_name="red.png"), caption="by hand")
+    set_caption(dataset.pictures.get(original_name="red.png"), caption="by hand")
     browser = client_of(alice)
     assert "The caption was changed after this was proposed" in browser.get(page_of("show", ordered)).content.decode()
     answer = browser.post(page_of("review", ordered), {"do": "accept:all"}, follow=True)
