@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.db import transaction
 
-from datasets import pictures, services
+from datasets import edits, services
 from datasets.caption_edits import claim_undo, forget_old_edits, lock_revisions, touch
 from datasets.models import BulkEdit, Dataset, Picture
 from datasets.selections import Selection
@@ -16,9 +16,9 @@ BATCH = 500
 
 def remove_pictures(dataset: Dataset, *, selection: Selection, actor: User | None) -> BulkEdit:
     """Take the selected pictures out of the dataset, all or none. Their files stay for at least a day."""
-    chosen = selection.rows(dataset, "sha256", "extension")
+    chosen = selection.rows(dataset, "sha256", "extension", "edit")
     for row in chosen:
-        pictures.touch_picture(row["sha256"], row["extension"])
+        edits.touch_files(row)
     ids = [row["pk"] for row in chosen]
     batches = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
     with transaction.atomic():
@@ -39,7 +39,7 @@ def remove_pictures(dataset: Dataset, *, selection: Selection, actor: User | Non
 def restore_pictures(edit: BulkEdit) -> tuple[int, int]:
     """Undo a deletion. Returns how many pictures are back, and how many are not: their file is gone, or the same
     picture was uploaded again. Raises Conflict when it was undone already."""
-    kept = [row for row in edit.removed if pictures.touch_picture(row["sha256"], row["extension"])]
+    kept = [row for row in edit.removed if edits.touch_files(row)]
     with transaction.atomic():
         claim_undo(edit)
         lock_revisions(edit.dataset)

@@ -124,7 +124,7 @@ def test_grid_is_read_on_until_its_end(dataset, browser):
     while address:
         text = browser.get(address).content.decode()
         seen += re.findall(r'data-picture="(\d+)"', text)
-        following = re.search(r'hx-get="([^"]+)" hx-trigger="revealed"', text)
+        following = re.search(r'hx-get="([^"]+)" hx-trigger="intersect once"', text)
         address = following and following[1].replace("&amp;", "&")
     assert seen == [str(pk) for pk in dataset.pictures.order_by("-pk").values_list("pk", flat=True)]
 

@@ -318,7 +318,9 @@ document.addEventListener("DOMContentLoaded", () => {
   });
   grid().addEventListener("keydown", onKey);
   document.addEventListener("htmx:load", (event) => {
-    for (const card of event.detail.elt.matches?.("[data-picture]") ? [event.detail.elt] : []) prepare(card);
+    const come = event.detail.elt;
+    if (come.matches?.("[data-picture]")) prepare(come);
+    else if (come.matches?.(".picture-grid")) for (const card of come.querySelectorAll("[data-picture]")) prepare(card);
   });
   document.addEventListener("htmx:beforeSwap", showConflict);
   document.addEventListener("htmx:afterRequest", afterRequest);
