@@ -12,7 +12,7 @@ import yaml
 from lorapilot.errors import UserError
 from runs.spec import RunSpec
 from runs.stacks.base import Imported
-from runs.stacks.importing import check_length, flat, take_keys
+from runs.stacks.importing import check_length, check_levels, flat, take_keys
 from runs.stacks.option_table import OptionTable
 from runs.stacks.sd_scripts_keys import Reader
 
@@ -147,6 +147,12 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(text: str) -> Any:
     """YAML or JSON, which AI Toolkit takes both. Raises UserError with line and column."""
     check_length(text)
+    document = _parsed(text)
+    check_levels(document)
+    return document
+
+
+def _parsed(text: str) -> Any:
     try:
         if text.lstrip().startswith("{"):
             return json.loads(text)
