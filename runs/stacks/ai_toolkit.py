@@ -34,7 +34,7 @@ from runs import logfile
 from runs.enums import DeviceKind, Status
 from runs.spec import RunSpec
 from runs.stacks import ai_toolkit_keys, ask_ai_toolkit, option_table
-from runs.stacks.ai_toolkit_keys import OPTIMIZERS, as_yaml, dataset_keys, keys_of, nested
+from runs.stacks.ai_toolkit_keys import KEEP_ALL, OPTIMIZERS, as_yaml, dataset_keys, keys_of, nested
 from runs.stacks.base import (
     Cause,
     CheckpointRemoved,
@@ -125,7 +125,6 @@ DATASET = "datasets."  # before the names of options that each of its datasets h
 DIFFER_EACH_TIME = ("datasets.random_crop", "datasets.random_scale", "datasets.augments")
 SAVES = 10  # states in a run that sets no cadence
 STATES_KEPT = 2  # then
-KEEP_ALL = 1_000_000  # which checkpoints stay is the platform's to say
 JOB = "lorapilot"
 SAVE_SECONDS = 600.0  # the step under way, the samples under way, then writing
 CONFIG, LOSSES, OPTIMIZER, SAMPLES = "config.yaml", "loss_log.db", "optimizer.pt", "samples"

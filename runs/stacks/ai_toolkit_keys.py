@@ -12,7 +12,7 @@ import yaml
 from lorapilot.errors import UserError
 from runs.spec import RunSpec
 from runs.stacks.base import Imported
-from runs.stacks.importing import check_length, flat, take_keys
+from runs.stacks.importing import check_length, check_levels, flat, take_keys
 from runs.stacks.option_table import OptionTable
 from runs.stacks.sd_scripts_keys import Reader
 
@@ -29,6 +29,7 @@ NUMBERS = {
     "fp16": ("fp16", "float16", "half"),
     "bf16": ("bf16", "bfloat16"),
 }
+KEEP_ALL = 1_000_000  # which checkpoints stay is the platform's to say
 NO_CLIPPING = 1e9  # with 0 it would clip all gradients away
 # Keys that say the same as one field of the RunSpec, in the same unit.
 SAME = {
@@ -147,6 +148,12 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(text: str) -> Any:
     """YAML or JSON, which AI Toolkit takes both. Raises UserError with line and column."""
     check_length(text)
+    document = _parsed(text)
+    check_levels(document)
+    return document
+
+
+def _parsed(text: str) -> Any:
     try:
         if text.lstrip().startswith("{"):
             return json.loads(text)
@@ -252,6 +259,10 @@ def _max_grad_norm(value: Any) -> dict[str, Any]:
     return {"max_grad_norm": 0 if value == NO_CLIPPING else value}
 
 
+def _keep_last(value: Any) -> dict[str, Any]:
+    return {"keep_last": 0 if value == KEEP_ALL else value}
+
+
 READERS: dict[str, Reader] = (
     {key: _reader(field) for key, field in SAME.items()}
     | {f"datasets.{key}": _reader(field) for key, field in SAME_OF_DATASETS.items()}
@@ -275,7 +286,7 @@ READERS: dict[str, Reader] = (
         "model.dtype": lambda _: {},  # AI Toolkit itself replaces it by that of the training
         "save.dtype": _number_format("save_precision"),
         "save.save_every": _reader("save_every_steps"),
-        "save.max_step_saves_to_keep": _reader("keep_last"),
+        "save.max_step_saves_to_keep": _keep_last,
         "datasets.resolution": _resolution,
         "datasets.num_repeats": _reader("repeats"),
         "sample.prompts": _reader("sample_prompts"),

@@ -15,6 +15,7 @@ from runs.enums import Status
 from runs.stacks.base import FORCED, WITHOUT_A_WORD, Cause, Exit, Outcome, Reading, cause_of_death
 
 TERMINAL_CODE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+END_OF_PIECE = re.compile(rb"[\r\n]")
 READ_BYTES = 1 << 20
 LAST_BYTES = 64 << 10
 LAST_LINES = 30
@@ -36,16 +37,11 @@ class Piece:
 def pieces(chunk: bytes, *, is_over: bool) -> Iterator[Piece]:
     """The complete pieces of `chunk`; when nothing follows, also what is left."""
     start = 0
-    while start < len(chunk):
-        ends = [found for mark in (b"\r", b"\n") if (found := chunk.find(mark, start)) >= 0]
-        if ends:
-            end = min(ends) + 1
-        elif is_over or len(chunk) - start > LONGEST_PIECE:
-            end = len(chunk)
-        else:
-            return
-        yield Piece(plain(chunk[start:end]), end)
-        start = end
+    for found in END_OF_PIECE.finditer(chunk):
+        yield Piece(plain(chunk[start : found.end()]), found.end())
+        start = found.end()
+    if start < len(chunk) and (is_over or len(chunk) - start > LONGEST_PIECE):
+        yield Piece(plain(chunk[start:]), len(chunk))
 
 
 def plain(data: bytes) -> str:

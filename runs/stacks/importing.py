@@ -5,8 +5,9 @@ Nothing of them is run or opened: they are parsed strictly, and each key is look
 
 from __future__ import annotations
 
+import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lorapilot.errors import UserError
@@ -16,6 +17,9 @@ from runs.stacks.option_table import OptionTable, StackOption, convert_option
 from runs.stacks.sd_scripts_keys import Reader
 
 MOST_CHARACTERS = 200_000
+MOST_DOTS = 100  # in a line: of a key with n dots tomllib keeps n² names, gigabytes for a long one
+MOST_LEVELS = 32
+BYTE_ORDER_MARK = "\ufeff"
 MODEL_KEYS = ("pretrained_model_name_or_path", "model.name_or_path", "model.checkpoint_path", "model.diffusers_path",
               "model.transformer_path", "model.ckpt_path", "model.diffusion_model")  # fmt: skip
 
@@ -23,12 +27,35 @@ MODEL_KEYS = ("pretrained_model_name_or_path", "model.name_or_path", "model.chec
 def read_toml(text: str) -> dict[str, Any]:
     """Raises UserError with line and column, which tomllib names."""
     check_length(text)
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.count(".") > MOST_DOTS:
+            raise UserError(f"Line {number} has more than {MOST_DOTS} dots: split it.", field="config")
     try:
-        return tomllib.loads(text)
+        document = tomllib.loads(text.removeprefix(BYTE_ORDER_MARK))
     except tomllib.TOMLDecodeError as error:
         at_end = f"at line {text.count(chr(10)) + 1}, column {len(text) - text.rfind(chr(10))}"
         where = str(error).replace("at end of document", at_end)
         raise UserError(f"This is no TOML: {where}.", field="config") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, or lists in lists
+        raise UserError("This is no TOML that can be read.", field="config") from None
+    check_levels(document)
+    return document
+
+
+def check_levels(value: Any) -> None:
+    """Refuse what is nested so deeply that reading it further would exhaust the stack. Raises UserError."""
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return
+    raise UserError(f"A configuration has at most {MOST_LEVELS} levels.", field="config")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def check_length(text: str) -> None:
@@ -71,7 +98,7 @@ def take_keys(table: OptionTable, keys: Mapping[str, Any], readers: Mapping[str,
         elif option.instead_of and not _fits(option.instead_of, read.get(option.instead_of, value)):
             options |= _taken(option, value)
         elif key in readers:
-            values |= {name: convert(name, given) for name, given in read.items()}
+            values |= {name: _finite(name, convert(name, given)) for name, given in read.items()}
             options |= _taken(option, value) if option.type == "names" else {}
         elif option.is_open:
             options |= _taken(option, value)
@@ -99,6 +126,13 @@ def _left_out(option: StackOption, value: Any) -> list[str]:
     if option.setting:
         return [f"{option.key} is left out: set {OPTIONS[option.setting].label} instead."]
     return [f"{option.key} is left out. {option.refused}"]
+
+
+def _finite(field: str, value: Any) -> Any:
+    """NaN and infinity are numbers to TOML and YAML, and none to JSON and to us."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{OPTIONS[field].label} is a number.", field=field)
+    return value
 
 
 def _fits(field: str, value: Any) -> bool:

@@ -28,7 +28,7 @@ import toml
 from lorapilot import workspace
 from lorapilot.errors import UserError
 from runs.enums import DeviceKind
-from runs.spec import RunSpec
+from runs.spec import RunSpec, convert
 from runs.stacks import option_table
 from runs.stacks.base import (
     CheckpointSaved,
@@ -129,6 +129,7 @@ FAMILIES: dict[str, Family] = {
     ),
 }  # fmt: skip
 UNUSED = ("save_best", "ema_decay")
+OFF_BY_ZERO = {"max_grad_norm"}  # left out, it would clip at 1
 ONLY_SD = ("min_snr_gamma", "noise_offset")  # of the diffusion loss; flow matching has neither
 DATASET = "dataset."  # before the names of options of the dataset's file
 SAVES = 10  # states in a run that sets no cadence
@@ -246,9 +247,13 @@ class KohyaStack:
         """A configuration for sd-scripts that somebody brings along."""
         keys = _as_by_name(without_sections(read_toml(text)))
         taken = take_keys(self.table(), keys, READERS)
+        rate = taken.values.get("learning_rate")
+        if "unet_lr" in keys and "learning_rate" in keys:  # the denoiser's wins, wherever it is
+            taken.values["learning_rate"] = convert("learning_rate", keys["unet_lr"])
+            rate = convert("learning_rate", keys["learning_rate"])
         trains_all = not keys.get("network_train_unet_only") and "text_encoder_lr" not in keys
-        if trains_all and "learning_rate" in taken.values:  # then it trains them at the same rate
-            taken.values.setdefault("text_encoder_learning_rate", taken.values["learning_rate"])
+        if trains_all and rate is not None:  # then it trains them at the same rate
+            taken.values.setdefault("text_encoder_learning_rate", rate)
         return taken
 
 
@@ -287,7 +292,7 @@ def _of_spec(job: TrainingJob, family: Family) -> dict[str, Any]:
         keys["mixed_precision"] = "no"
     if job.prediction_type == "v_prediction":
         keys["v_parameterization"] = True
-    return {key: value for key, value in keys.items() if value != 0 or value is False}
+    return {key: value for key, value in keys.items() if value != 0 or value is False or key in OFF_BY_ZERO}
 
 
 def _merged(job: TrainingJob, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -580,6 +585,9 @@ class _Console:
         yield CheckpointSaved(name, self.step, collected.bytes, collected.sha256, is_final)
 
     def _state(self, printed: Path) -> Iterator[Observation]:
+        """One with all steps is none to go on from: sd-scripts refuses to train nothing, and would save no LoRA."""
+        if self.step >= self.reading.spec.steps:
+            return
         state = _output(self.reading.attempt_folder) / printed.name
         if state.is_dir():
             (state / STEP_FILE).write_text(json.dumps({"step": self.step}))

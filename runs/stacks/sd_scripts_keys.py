@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from lorapilot.errors import UserError
 from runs.spec import RunSpec
 
 Reader = Callable[[Any], dict[str, Any]]
+SIZE = re.compile(r"(\d{1,5})(?:\s*,\s*(\d{1,5}))?", re.ASCII)
 PRECISION = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 SAVE_PRECISION = {"fp32": "float", "fp16": "fp16", "bf16": "bf16"}
 # Keys that say the same as one field of the RunSpec, in the same unit.
@@ -66,11 +68,11 @@ def keys_of(spec: RunSpec) -> dict[str, Any]:
 
 def _resolution(value: Any) -> dict[str, Any]:
     """`1024`, `"1024"` or `"1024,1024"`. A rectangle becomes the square with its area."""
-    try:
-        sides = [int(side) for side in str(value).strip("[]() ").split(",")]
-    except ValueError:
-        raise UserError(f"resolution: {value!r} is no size in pixels.", field="resolution") from None
-    return {"resolution": sides[0] if len(set(sides)) == 1 else round((sides[0] * sides[1]) ** 0.5 / 8) * 8}
+    found = SIZE.fullmatch(str(value).strip("[]() "))
+    if found is None:
+        raise UserError(f"resolution: {value!r} is no size in pixels.", field="resolution")
+    width, height = int(found[1]), int(found[2] or found[1])
+    return {"resolution": width if width == height else round((width * height) ** 0.5 / 8) * 8}
 
 
 def _precision(value: Any) -> dict[str, Any]:

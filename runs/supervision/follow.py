@@ -13,7 +13,8 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -296,7 +297,17 @@ class _Slice:
             return False if is_alive else self._interrupted()
         self._observe(is_over=True)
         exit_ = Exit(**{name: ended[name] for name in Exit.__slots__ if name in ended})
-        return self._end(self.stack.outcome(self._reading(self.attempt, is_over=True), exit_), code=exit_.code)
+        reading = self._reading(self.attempt, is_over=True)
+        outcome = self._while_leased(lambda: self.stack.outcome(reading, exit_))
+        return self._end(outcome, code=exit_.code)
+
+    def _while_leased(self, judge: Callable[[], Outcome]) -> Outcome:
+        """What `judge` says. The proof may be in a log of hours, which takes longer to read than a lease lasts."""
+        with ThreadPoolExecutor(1) as pool:
+            outcome = pool.submit(judge)
+            while wait([outcome], timeout=BEAT_SECONDS).not_done:
+                self._beat()
+        return outcome.result()
 
     def _interrupted(self) -> bool:
         """The runner is gone without a word: killed, or the machine was restarted. Not the run's fault."""

@@ -755,7 +755,7 @@ def test_what_was_written_for_it_is_read_back(workspace, installed, tmp_path):
     spec = RunSpec.from_values(FULL | {"keep_last": 0, "lr_schedule": "constant_with_warmup", "sample_seed": 9})
     job = job_of(tmp_path / "cat", values=spec.as_values(), options={"train.loss_type": "mae"})
     read = STACK.read_config(STACK.compile(job).files[job.attempt_folder / "cat.yaml"])
-    again = RunSpec.from_values(read.values | {"keep_last": 0})
+    again = RunSpec.from_values(read.values)
     changed = {"conv_alpha": 4.0}  # 0 was: as the rank
     assert again.as_values() == spec.as_values() | changed
     assert read.options["train.loss_type"] == "mae"
@@ -808,6 +808,9 @@ config:
         ("a: &x [1]\nb: *x", "Line 2: references (*) are not read."),
         ("a: !!python/object/apply:os.system ['id']", "This is no YAML: "),
         ("[" * 3000, "This is no YAML that can be read."),
+        ("[" * 40 + "]" * 40, "A configuration has at most 32 levels."),
+        ('{"a":' * 200 + "1" + "}" * 200, "A configuration has at most 32 levels."),
+        ("train: {noise_offset: .inf}", "Noise offset is a number."),
         ("a: 1\n" * 50_000, "A configuration has at most 200,000 characters."),
         ("train: {steps: many}", "Steps is a whole number."),
         ("train: {dtype: float8}", "'float8' is no number format: use fp32, fp16 or bf16."),

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import sys
+import threading
 import tomllib
 from pathlib import Path
 
@@ -124,6 +125,10 @@ def test_options_win_and_lists_are_joined(workspace, tmp_path):
     assert subset["face_crop_aug_range"] == [1.0, 2.0]
 
 
+def test_clipping_that_is_off_is_told_since_kohya_would_clip(workspace, tmp_path):
+    assert configuration(KohyaStack().compile(job(tmp_path, max_grad_norm=0)))["max_grad_norm"] == 0
+
+
 @pytest.mark.parametrize(
     ("schedule", "function"),
     [("cosine", "get_cosine_schedule_with_warmup"), ("linear", "get_linear_schedule_with_warmup")],
@@ -232,12 +237,29 @@ def test_foreign_configuration_says_what_is_left_out(tmp_path):
         ('network_dim = "many"', "Rank is a whole number."),
         ('mixed_precision = "int4"', "mixed_precision: 'int4' is none of no, fp16, bf16."),
         ("x = 1\n" * 40_000, "A configuration has at most 200,000 characters."),
+        (f"a{'.a' * 101} = 1", "Line 1 has more than 100 dots: split it."),
+        (f"a{'.a' * 100} = 1", "A configuration has at most 32 levels."),
+        (f"a = {'[' * 5000}{']' * 5000}", "This is no TOML that can be read."),
+        (f"max_train_steps = {'9' * 5000}", "This is no TOML that can be read."),
+        ("learning_rate = nan", "Learning rate is a number."),
+        ("noise_offset = inf", "Noise offset is a number."),
+        ('resolution = "-5,7"', "resolution: '-5,7' is no size in pixels."),
+        (f'resolution = "{"9" * 400},1"', f"resolution: '{'9' * 400},1' is no size in pixels."),
     ],
 )
 def test_configuration_that_cannot_be_read_is_refused(text, sentence):
     with pytest.raises(UserError) as refused:
         KohyaStack().read_config(text)
     assert refused.value.message == sentence
+
+
+@pytest.mark.parametrize("text", ["unet_lr = 1e-4\nlearning_rate = 2e-4", "learning_rate = 2e-4\nunet_lr = 1e-4"])
+def test_rate_of_the_denoiser_wins_wherever_it_is(text):
+    assert KohyaStack().read_config(text).values == {"learning_rate": 1e-4, "text_encoder_learning_rate": 2e-4}
+
+
+def test_configuration_of_a_windows_editor_is_read():
+    assert KohyaStack().read_config("\ufeffnetwork_dim = 4\r\nseed = 1\r\n").values == {"rank": 4, "seed": 1}
 
 
 # --- What it prints: recorded runs ------------------------------------------------------------------------------------
@@ -416,6 +438,20 @@ class TestWithAStandIn:
         assert (metadata["ss_steps"], metadata["run"]) == ("6", str(run.pk))
         assert [point.step for point in run.metrics.all()] == [1, 2, 3, 4, 5, 6]
 
+    def test_lease_is_kept_while_a_long_log_is_judged(self, workspace, alice, slot, kohya, handed_out, monkeypatch):
+        beaten, beat, judge = threading.Event(), follow._Slice._beat, KohyaStack.outcome
+
+        def judge_late(*arguments):
+            beaten.clear()
+            assert beaten.wait(10)
+            return judge(*arguments)
+
+        monkeypatch.setattr(follow, "BEAT_SECONDS", 0.01)
+        monkeypatch.setattr(follow._Slice, "_beat", lambda self: (beat(self), beaten.set()))
+        monkeypatch.setattr(KohyaStack, "outcome", judge_late)
+        run = train(make_kohya_run(alice, steps=2), handed_out)
+        assert run.status == "succeeded"
+
     def test_stopped_run_goes_on_at_the_true_step(self, workspace, alice, slot, kohya, handed_out, monkeypatch):
         monkeypatch.setattr(follow, "SLICE_SECONDS", 0.5)
         kohya("slow")
@@ -428,7 +464,7 @@ class TestWithAStandIn:
         before = services.newest_state_step(run)
         services.resume_run(run, actor=alice)
         train(run, handed_out)
-        assert (run.status, run.step, run.attempt) == ("succeeded", 12, 2)
+        assert (run.status, run.step, run.attempt, run.reason) == ("succeeded", 12, 2, "")
         assert Attempt.objects.get(run=run, number=2).start_step == before
         assert [point.step for point in run.metrics.all()] == list(range(1, 13))
         config = tomllib.loads((run.attempt_folder(2) / "first.toml").read_text())
@@ -481,3 +517,13 @@ def test_states_are_those_that_were_seen_complete(tmp_path):
     (state / "lorapilot.json").write_text('{"step": 9}')
     assert KohyaStack().states(tmp_path) == [(state, 9)]
     assert StateSaved("x", 1) != StateSaved("x", 2)
+
+
+@pytest.mark.parametrize(("step", "is_state"), [(19, True), (20, False)])
+def test_state_with_all_steps_is_none_to_go_on_from(tmp_path, step, is_state):
+    state = tmp_path / "_attempts" / "1" / "output" / "blob-state"
+    state.mkdir(parents=True)
+    line = f"Random states saved in {state}/random_states_0.pkl\n".encode()
+    found, _ = KohyaStack().parse(line, reading(tmp_path, total=20, step=step))
+    assert found == ([StateSaved("_attempts/1/output/blob-state", step)] if is_state else [])
+    assert KohyaStack().states(tmp_path) == ([(state, step)] if is_state else [])
