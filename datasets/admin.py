@@ -9,7 +9,17 @@ from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 
 from datasets import services
-from datasets.models import Captioning, CaptionProposal, Dataset, DatasetVersion, Picture, Upload
+from datasets.models import (
+    BulkEdit,
+    CaptionChange,
+    Captioning,
+    CaptionProposal,
+    Dataset,
+    DatasetVersion,
+    Picture,
+    TagList,
+    Upload,
+)
 
 
 class LookOnly(admin.ModelAdmin[Any]):
@@ -55,6 +65,27 @@ class DatasetVersionAdmin(LookOnly):
     @admin.display(description="pictures")
     def picture_count(self, version: DatasetVersion) -> int:
         return len(version.pictures)
+
+
+@admin.register(BulkEdit)
+class BulkEditAdmin(LookOnly):
+    list_display = ("label", "dataset", "actor", "picture_count", "created_at", "undone_at")
+    list_select_related = ("dataset", "actor")
+    search_fields = ("label", "dataset__name", "actor__username")
+
+
+@admin.register(CaptionChange)
+class CaptionChangeAdmin(LookOnly):
+    list_display = ("picture", "before", "after", "revision", "actor", "created_at", "is_undone")
+    list_select_related = ("picture", "actor")
+    search_fields = ("before", "after", "picture__original_name")
+
+
+@admin.register(TagList)
+class TagListAdmin(LookOnly):
+    list_display = ("name", "owner", "tag_count", "updated_at")
+    list_select_related = ("owner",)
+    search_fields = ("name", "owner__username")
 
 
 @admin.register(Captioning)

@@ -26,6 +26,7 @@ OPEN = {
     "accounts/logout/",
     "accounts/signup/",
     "accounts/inactive/",
+    "accounts/invitation/<str:secret>/",
     "admin/login/",
     "healthz/",
 }
