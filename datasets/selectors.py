@@ -10,7 +10,7 @@ from django.shortcuts import get_object_or_404
 
 from datasets.models import Dataset, DatasetVersion, Picture, Upload
 from datasets.pictures import picture_path
-from lorapilot.access import get_editable, get_visible
+from lorapilot.access import get_editable, get_owned, get_visible
 from lorapilot.models import User
 
 
@@ -44,6 +44,12 @@ def visible_picture(user: User, *, dataset_id: int, picture_id: int) -> Picture:
 
 def editable_picture(user: User, *, dataset_id: int, picture_id: int) -> Picture:
     dataset = get_editable(Dataset, user, pk=dataset_id)
+    return get_object_or_404(Picture.objects.select_related("dataset"), dataset=dataset, pk=picture_id)
+
+
+def owned_picture(user: User, *, dataset_id: int, picture_id: int) -> Picture:
+    """For what cannot be undone."""
+    dataset = get_owned(Dataset, user, pk=dataset_id)
     return get_object_or_404(Picture.objects.select_related("dataset"), dataset=dataset, pk=picture_id)
 
 

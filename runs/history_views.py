@@ -29,7 +29,7 @@ def of_picture(request: HttpRequest, dataset_pk: int, picture_pk: int) -> HttpRe
         "picture": picture,
         "dataset": picture.dataset,
         "seen": picture_history.runs_that_saw(user, picture_history.root_of(picture)),
-        "can_edit": picture.dataset.is_editable_by(user),
+        "can_destroy": picture.dataset.is_owned_by(user),
     }
     return render(request, "runs/of_picture.html", context)
 
@@ -38,7 +38,7 @@ def of_picture(request: HttpRequest, dataset_pk: int, picture_pk: int) -> HttpRe
 def destroy(request: HttpRequest, dataset_pk: int, picture_pk: int) -> HttpResponse:
     """Says what is touched, asks, and deletes the picture for good."""
     user = signed_in(request)
-    picture = selectors.editable_picture(user, dataset_id=dataset_pk, picture_id=picture_pk)
+    picture = selectors.owned_picture(user, dataset_id=dataset_pk, picture_id=picture_pk)
     if request.method != "POST":
         affected = picture_history.affected_by_destroying(user, picture)
         context = {"picture": picture, "dataset": picture.dataset, "affected": affected}
@@ -75,7 +75,7 @@ class DestroyPictureView(APIView):
     def delete(self, request: Request, dataset_pk: int, pk: int) -> Response:
         """Delete the picture for good: its file, in all your datasets and versions (of staff: everywhere)."""
         user = signed_in(request)
-        picture = selectors.editable_picture(user, dataset_id=dataset_pk, picture_id=pk)
+        picture = selectors.owned_picture(user, dataset_id=dataset_pk, picture_id=pk)
         subject = f"{picture.original_name} of {picture.dataset}"
         picture_history.destroy_picture(user, picture)
         record(user, "picture deleted for good", subject, request)

@@ -92,6 +92,19 @@ def test_editor_neither_shares_nor_deletes_on_pages(shared, team, erin, client_o
     assert (to("share", shared.pk) in seen, to("delete", shared.pk) in seen) == (False, False)
 
 
+def test_editor_does_not_delete_for_good(shared, picture, erin, client_of, api_of, everything):
+    browser, before = client_of(erin), everything()
+    page = reverse("runs:destroy_picture", args=[shared.pk, picture.pk])
+    answers = [browser.get(page), browser.post(page)]
+    answers.append(api_of(erin).post(f"{URL}{shared.pk}/pictures/{picture.pk}/for-good/"))
+    answers.append(api_of(erin).delete(f"{URL}{shared.pk}/pictures/{picture.pk}/for-good/"))
+    assert {answer.status_code for answer in answers} <= {403, 405}
+    assert [answer.status_code for answer in answers[:2]] == [403, 403]
+    assert everything() == before
+    of_picture = reverse("runs:of_picture", args=[shared.pk, picture.pk])
+    assert page not in browser.get(of_picture).content.decode()
+
+
 @pytest.mark.parametrize("change", [{"groups": []}, {"editor_groups": []}, {"name": "Mine", "groups": ["editors"]}])
 def test_editor_neither_shares_nor_deletes_by_api(shared, erin, api_of, everything, change):
     api, before = api_of(erin), everything()
