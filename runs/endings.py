@@ -109,7 +109,11 @@ def in_a_row(run: Run, attempt: Attempt, saved_step: int) -> int:
 def _out_of_memory(run: Run, reason: str, end: End) -> None:
     """The next rung of the ladder, with the user's leave; else the end."""
     spec = memory_ladder.effective(run.spec, run.adaptations)
-    rung = memory_ladder.next_rung(spec, services.device_of(run)) if run.trains and spec.less_memory_when_out else None
+    rung = (
+        memory_ladder.next_rung(spec, services.device_of(run), stack=run.stack)
+        if run.trains and spec.less_memory_when_out
+        else None
+    )
     if rung is None:
         services.end(run, Status.FAILED, reason=reason, code=end.code)
         return

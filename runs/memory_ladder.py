@@ -27,9 +27,9 @@ class Rung:
     sentence: str
 
 
-def next_rung(spec: RunSpec, device: DeviceKind) -> Rung | None:
-    """The next thing to try below `spec`; None at the end of the ladder."""
-    for rung in RUNGS:
+def next_rung(spec: RunSpec, device: DeviceKind, *, stack: str = "builtin") -> Rung | None:
+    """The next thing to try below `spec` with the trainer `stack`; None at the end of the ladder."""
+    for rung in RUNGS if stack == "builtin" else OF_EVERY_TRAINER:
         found = rung(spec, device)
         if found is not None:
             return found
@@ -83,3 +83,5 @@ RUNGS: tuple[Callable[[RunSpec, DeviceKind], Rung | None], ...] = (
     _eight_bit,
     _lower_resolution,
 )
+# Another trainer has a Python of its own, may have an optimizer by an option, and cannot load the state of another one.
+OF_EVERY_TRAINER = tuple(rung for rung in RUNGS if rung is not _eight_bit)

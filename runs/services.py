@@ -263,7 +263,7 @@ def resume_run(run: Run, *, actor: User, less_memory: bool = False) -> Run:
     message = where_it_goes_on(newest_state_step(run))
     if less_memory:
         spec = memory_ladder.effective(run.spec, run.adaptations)
-        rung = memory_ladder.next_rung(spec, device_of(run)) if run.trains else None
+        rung = memory_ladder.next_rung(spec, device_of(run), stack=run.stack) if run.trains else None
         if rung is None:
             raise Conflict("There is nothing left to save memory with. Use a smaller model or resolution in a new run.")
         changes["adaptations"] = run.adaptations | rung.changes

@@ -207,7 +207,8 @@ def _status(request: HttpRequest, run: Run) -> dict[str, Any]:
 
 def _rung(run: Run) -> memory_ladder.Rung | None:
     """What a resume with less memory would change; None at the end of the ladder."""
-    return memory_ladder.next_rung(memory_ladder.effective(run.spec, run.adaptations), services.device_of(run))
+    spec = memory_ladder.effective(run.spec, run.adaptations)
+    return memory_ladder.next_rung(spec, services.device_of(run), stack=run.stack)
 
 
 # What each part of the page shows, by the name of its template.

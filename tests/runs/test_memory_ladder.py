@@ -64,3 +64,9 @@ def test_8_bit_needs_its_package(monkeypatch):
 
 def test_an_optimizer_without_an_8_bit_form_keeps_its_own():
     assert climb(gradient_checkpointing=True, optimizer="Prodigy") == []
+
+
+def test_another_trainer_keeps_its_optimizer_which_has_a_state_of_its_own():
+    spec = RunSpec(gradient_checkpointing=True)
+    assert next_rung(spec, DeviceKind.CUDA).changes == {"optimizer": "AdamW8bit"}
+    assert next_rung(spec, DeviceKind.CUDA, stack="kohya") is None
