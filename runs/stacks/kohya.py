@@ -334,6 +334,7 @@ def _ours(job: TrainingJob, family: Family, dataset: Path, prompts: Path) -> dic
         config["sample_every_n_steps"] = spec.sample_every_steps or config["max_train_steps"]
     if job.resume_state is not None:
         config |= {"resume": str(job.resume_state), "initial_step": 0}
+        config["log_prefix"] = f"from-step-{job.start_step}-"  # TensorBoard's curve of this attempt begins at 1
     return config
 
 

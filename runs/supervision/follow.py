@@ -285,10 +285,13 @@ class _Slice:
         if time.monotonic() - self.guarded_at < GUARD_SECONDS:
             return
         self.guarded_at = time.monotonic()
-        if self.run.status != Status.RUNNING or not self.stack.saves_on_stop or not disk.is_below_floor():
+        if self.run.status != Status.RUNNING or not disk.is_below_floor():
             return
+        if not self.stack.saves_on_stop and services.newest_state_step(self.run) <= self.attempt.start_step:
+            return  # it would lose all that it did
         free = filesizeformat(disk.free_bytes())
-        message = f"Only {free} are free on the disk: it saves, and goes on by itself when there is space."
+        how = "it saves" if self.stack.saves_on_stop else "it goes back to its last saved state"
+        message = f"Only {free} are free on the disk: {how}, and goes on by itself when there is space."
         services.ask_to_stop(self.run, intent=StopIntent.MOVE, actor=None, message=message)
 
     def _has_ended(self, *, is_alive: bool) -> bool:

@@ -138,7 +138,7 @@ def test_resume_trains_what_is_left_on_the_schedule_of_the_whole_run(workspace, 
         KohyaStack().compile(job(tmp_path, steps=100, warmup_steps=5, seed=7, lr_schedule=schedule, resume=60))
     )
     assert (config["max_train_steps"], config["initial_step"], config["seed"]) == (40, 0, 67)
-    assert config["resume"] == str(tmp_path / "state")
+    assert (config["resume"], config["log_prefix"]) == (str(tmp_path / "state"), "from-step-60-")
     assert config["lr_scheduler_type"] == f"transformers.optimization.{function}"
     assert config["lr_scheduler_args"] == ["num_warmup_steps=5", "num_training_steps=100"]
     assert "skip_until_initial_step" not in config

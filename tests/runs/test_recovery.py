@@ -272,6 +272,20 @@ def test_below_the_floor_a_run_saves_and_goes_on_when_there_is_space(run, stand_
     assert run.status == "succeeded"
 
 
+def test_below_the_floor_a_trainer_that_does_not_save_goes_back_to_its_state_and_not_to_nothing(
+    run, stand_in, handed_out, monkeypatch, settings
+):
+    stand_in.behaviour = "slow"
+    monkeypatch.setattr(stand_in, "saves_on_stop", False, raising=False)
+    monkeypatch.setattr(follow, "GUARD_SECONDS", 0)
+    monkeypatch.setattr(disk, "free_bytes", lambda: settings.DISK_FLOOR_BYTES - 1)
+    play(handed_out)
+    run.refresh_from_db()
+    assert (run.status, run.attempt) == ("queued", 2)
+    assert services.newest_state_step(run) >= 2  # before that it would have lost all that it did
+    assert says(run, "it goes back to its last saved state") == 1
+
+
 def test_full_disk_does_not_fail_the_run(run, stand_in, handed_out, monkeypatch, settings):
     stand_in.behaviour = "fills the disk"
     monkeypatch.setattr(disk, "lack_of_space", lambda run: "full" if run.attempt > 1 else "")
