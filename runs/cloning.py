@@ -108,6 +108,7 @@ def own_values(run: Run, user: User) -> tuple[dict[str, Any], dict[str, Any]]:
             values={},
             stack=run.stack,
             base=base_of(user) if run.profile else None,
+            trigger_word=run.dataset_version.trigger_word,
         )
     except UserError:
         return trained, run.options

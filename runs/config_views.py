@@ -59,6 +59,7 @@ def _text_of(form: RunForm) -> str:
         stack=stack.key,
         options=form.options(),
         base=trainpilot.base_of(form.user) if chosen.get("profile") else None,
+        trigger_word=source.trigger_word,
     )
     found = configuration(
         stack,

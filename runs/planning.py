@@ -53,10 +53,12 @@ def plan_run(
     stack: str = "builtin",
     options: Mapping[str, Any] | None = None,
     base: Imported | None = None,
+    trigger_word: str = "",
 ) -> Plan:
     """The RunSpec that a profile (or none) and the user's own `values` make, and the stack's own `options`.
 
-    `base`: the user's base configuration, which a profile fills up. Raises UserError for what cannot be.
+    `base`: the user's base configuration, which a profile fills up. `trigger_word`: of the dataset, which belongs into
+    the sample prompts. Raises UserError for what cannot be.
     """
     trainer = get_stack(stack)
     if missing := why_unavailable(trainer):
@@ -69,7 +71,7 @@ def plan_run(
         raise UserError("This dataset has no pictures yet: add some first.", field="dataset")
     device = best_device()
     filled = _fill(profile, images=len(pictures), base_model=base_model, device=device, base=base)
-    prompts = {"sample_prompts": values.get("sample_prompts") or default_prompts(pictures)}
+    prompts = {"sample_prompts": values.get("sample_prompts") or default_prompts(pictures, trigger_word)}
     spec = RunSpec.from_values(filled.values | values | prompts)
     own, unused = _options(trainer, filled.options, options or {}, base_model.architecture)
     trainer.check_spec(spec, own)
@@ -86,7 +88,7 @@ def plan_run(
         ),
         device=device,
         needed_bytes=disk.needed_bytes(spec, base_model, images=len(pictures)),
-        notes=[*filled.notes, *unused],
+        notes=[*filled.notes, *unused, *_prompts_without(trigger_word, spec)],
         options=own,
         not_expressed=trainer.not_expressed(spec, base_model.architecture),
     )
@@ -146,10 +148,19 @@ def _check_gpus(spec: RunSpec) -> None:
         )
 
 
-def default_prompts(pictures: list[dict[str, Any]]) -> list[str]:
-    """The first different captions: what a person would try first."""
+def default_prompts(pictures: list[dict[str, Any]], trigger_word: str = "") -> list[str]:
+    """The first different captions: what a person would try first. The trigger word leads where it is missing."""
     captions = dict.fromkeys(picture["caption"].strip() for picture in pictures)
-    return [caption for caption in captions if caption][:DEFAULT_PROMPTS]
+    first = [caption for caption in captions if caption][:DEFAULT_PROMPTS]
+    return [caption if trigger_word in caption else f"{trigger_word}, {caption}" for caption in first]
+
+
+def _prompts_without(trigger_word: str, spec: RunSpec) -> list[str]:
+    """A sentence when sample pictures would not show what is trained."""
+    without = sum(trigger_word not in prompt for prompt in spec.sample_prompts)
+    if not without:
+        return []
+    return [f"The trigger word {trigger_word} is missing in {without} of {len(spec.sample_prompts)} sample prompts."]
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,6 +159,7 @@ def _plan_all(form: RunForm) -> list[Planned]:
                 stack=chosen.get("stack") or "builtin",
                 options=form.options(),
                 base=base_of(form.user) if one.profile else None,
+                trigger_word=chosen["dataset"].trigger_word,
             ),
         )
         for one in planning.variations(chosen.get("profile", ""), form.values(), form.varied())

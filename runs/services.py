@@ -129,6 +129,7 @@ def _create(owner: User, order: Order, version: DatasetVersion, source: Source, 
         stack=source.stack,
         options=order.options,
         base=base_of(owner) if order.profile else None,
+        trigger_word=version.trigger_word,
     )
     secret_environment(owner, get_stack(source.stack), plan.options)  # the start needs them; it refuses what is missing
     now = timezone.now()

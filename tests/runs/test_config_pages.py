@@ -258,3 +258,17 @@ def test_documented_base_configuration_says_the_profiles_own_base(alice):
 def test_nothing_of_a_configuration_is_kept_in_the_audit(browser, chosen):
     browser.post(to("read_config"), chosen | {"config": 'wandb_api_key = "secret"'})
     assert "secret" not in json.dumps(list(AuditEntry.objects.values()), default=str)
+
+
+# --- The trigger word -------------------------------------------------------------------------------------------------
+def test_trigger_word_is_in_the_sample_prompts_that_nobody_wrote():
+    from runs.planning import default_prompts
+
+    pictures = [{"caption": "sks red"}, {"caption": "a green square"}, {"caption": ""}]
+    assert default_prompts(pictures, "sks") == ["sks red", "sks, a green square"]
+    assert default_prompts(pictures) == ["sks red", "a green square"]
+
+
+def test_sample_prompts_without_the_trigger_word_are_told(browser, chosen, kohya):
+    page = text(browser.post(to("preview"), chosen | {"sample_prompts": "sks red\na green square"}))
+    assert "The trigger word sks is missing in 1 of 2 sample prompts." in page
