@@ -164,11 +164,11 @@ def test_progress_between_interruptions_starts_the_count_anew(run, handed_out):
 def test_runner_that_was_killed_before_it_could_start_is_tried_again(run, handed_out, monkeypatch):
     calls = []
 
-    def start(folder, launch):
+    def start(folder, launch, secrets=None):
         calls.append(folder.name)
         if len(calls) == 1:
             raise process.NotStarted
-        return real(folder, launch)
+        return real(folder, launch, secrets)
 
     real = process.start
     monkeypatch.setattr(process, "start", start)
