@@ -26,7 +26,6 @@ SHOTS = [
     ("new-run", "/runs/new/?dataset={dataset}&base_model={model}", DESK, "dark", "screen"),
     ("dataset", "/datasets/{dataset}/", DESK, "light", "screen"),
     ("models", "/models/", DESK, "dark", "screen"),
-    ("services", "/services/", DESK, "light", "screen"),
     ("quality", "/datasets/{dataset}/quality/", DESK, "light", "screen"),
     ("configuration", "/runs/{run}/config/?stack=kohya", DESK, "dark", "screen"),
 ]
