@@ -55,12 +55,24 @@ from runs.stacks.base import (
     StateSaved,
     StopStep,
     TrainingJob,
+    hub_snapshots,
+    steps_between_saves,
     trainer_environment,
     without_counterpart,
+    without_parts,
     wrong_architecture,
 )
 from runs.stacks.collecting import digest_of
-from runs.stacks.console import LAST_BYTES, Failure, failure, judge, log_pieces, pieces
+from runs.stacks.console import (
+    LAST_BYTES,
+    Failure,
+    failure,
+    judge,
+    log_pieces,
+    pieces,
+    progress_bar,
+    steps_per_second,
+)
 from runs.stacks.installation import installation_error, program_of
 from runs.stacks.staging import staged_folders
 
@@ -123,8 +135,7 @@ UNUSED = ("validation_share", "save_best", "caption_tokens", "gpus")
 ONLY_SD = ("min_snr_gamma", "noise_offset")  # of the diffusion loss; flow matching has neither
 DATASET = "datasets."  # before the names of options that each of its datasets has
 DIFFER_EACH_TIME = ("datasets.random_crop", "datasets.random_scale", "datasets.augments")
-SAVES = 10  # states in a run that sets no cadence
-STATES_KEPT = 2  # then
+STATES_KEPT = 2  # in a run that sets no cadence
 JOB = "lorapilot"
 SAVE_SECONDS = 600.0  # the step under way, the samples under way, then writing
 CONFIG, LOSSES, OPTIMIZER, SAMPLES = "config.yaml", "loss_log.db", "optimizer.pt", "samples"
@@ -160,11 +171,8 @@ class AiToolkitStack:
         if model.layout not in family.layouts:
             wanted = "a diffusers folder" if "folder" in family.layouts else "a single file"
             return f"{self.name} reads models of this kind from {wanted}, and {model.name} is none."
-        if missing := sorted(set(family.parts) - model.parts):
-            return (
-                f"{model.name} has no {' and no '.join(missing)} for {self.name}: "
-                "add the files under “Other files it is trained with” on its page."
-            )
+        if lacking := without_parts(self.name, model, family.parts):
+            return lacking
         wanted_repos = [*family.hub, *([family.hub_of_a_file] if model.layout == "file" else [])]
         if absent := [repo for repo in wanted_repos if repo and not _is_cached(repo)]:
             what = f"{self.name} takes {' and '.join(absent)} from Hugging Face for this model, which runs do without."
@@ -303,7 +311,7 @@ def _can_warm_up(spec: RunSpec) -> bool:
 
 
 def _is_cached(repo: str) -> bool:
-    snapshots = workspace.cache() / "huggingface" / "hub" / f"models--{repo.replace('/', '--')}" / "snapshots"
+    snapshots = hub_snapshots(workspace.cache(), repo)
     return snapshots.is_dir() and any(snapshots.iterdir())
 
 
@@ -334,7 +342,7 @@ def _unused_parts(job: TrainingJob) -> list[str]:
 def _config(job: TrainingJob, folders: Mapping[int, Path]) -> dict[str, Any]:
     """The whole YAML: the settings, then the family's own values, then the user's options, then ours."""
     family = FAMILIES[job.architecture]
-    options = {key: value for key, value in job.options.items() if not key.startswith(DATASET)}
+    options = option_table.options_outside(job.options, DATASET)
     keys = _order() | _of_spec(job, family) | dict(family.fixed) | options | _ours(job, family)
     process = nested(keys)
     process["datasets"] = _datasets(job, folders)
@@ -372,7 +380,7 @@ def _ours(job: TrainingJob, family: Family) -> dict[str, Any]:
         "log_dir": str(job.folder / "tensorboard"),
         "logging.log_every": 1,
         "logging.use_ui_logger": True,
-        "save.save_every": _save_every(spec),
+        "save.save_every": steps_between_saves(spec),
         "save.max_step_saves_to_keep": KEEP_ALL,
         "save.save_format": "safetensors",
         "train.disable_sampling": not spec.sample_prompts,
@@ -394,10 +402,6 @@ def _is_folder(job: TrainingJob, role: str) -> bool:
     return role in job.parts and job.parts[role].is_dir()
 
 
-def _save_every(spec: RunSpec) -> int:
-    return spec.save_every_steps or max(1, spec.steps // SAVES)
-
-
 def _sample_seed(spec: RunSpec, index: int) -> int:
     return spec.sample_seed + index
 
@@ -408,7 +412,7 @@ def _without_flags(prompt: str) -> str:
 
 
 def _datasets(job: TrainingJob, folders: Mapping[int, Path]) -> list[dict[str, Any]]:
-    own = {key.removeprefix(DATASET): value for key, value in job.options.items() if key.startswith(DATASET)}
+    own = option_table.options_within(job.options, DATASET)
     caches = not any(job.options.get(key) for key in DIFFER_EACH_TIME)
     return [
         {
@@ -541,11 +545,7 @@ NOTES = {
 
 
 def _bar(name: str) -> re.Pattern[str]:
-    """Its groups: per cent, steps, of, gone, left, rate, unit, learning rate, loss."""
-    return re.compile(
-        re.escape(name) + r":\s+(\d+)%\|[^|]*\|\s*(\d+)/(\d+) \[([\d:]+)<([\d:?]+),\s*([\d.?]+)(s/it|it/s)"
-        r"(?:, lr: (\S+) loss: ([^\s\]]+)[^\]]*)?\]"
-    )
+    return progress_bar(name, r"lr: (?P<lr>\S+) loss: (?P<loss>[^\s\]]+)[^\]]*")
 
 
 class _Console:
@@ -602,21 +602,21 @@ class _Console:
             yield Stage(stage)
 
     def _progress(self, bar: re.Match[str]) -> Iterator[Observation]:
-        count, total = int(bar[2]), max(self.reading.spec.steps, int(bar[2]))
+        count = int(bar["steps"])
+        total = max(self.reading.spec.steps, count)
         self.seen = count
-        if bar[9] is None and bar[6] == "?":
+        if bar["loss"] is None and bar["rate"] == "?":
             yield from self._begin(count, total)
-        elif bar[9] and self.has_losses and count == self.reading.start_step and count >= self.step:
+        elif bar["loss"] and self.has_losses and count == self.reading.start_step and count >= self.step:
             yield self._told(bar, count + 1, total)
-        elif bar[9] and not self.has_losses and count > self.step:
+        elif bar["loss"] and not self.has_losses and count > self.step:
             yield self._told(bar, count, total)
 
     def _told(self, bar: re.Match[str], step: int, total: int) -> Progress:
         self.step = step
-        rate = None if bar[6] == "?" else float(bar[6])
-        speed = (1 / rate if bar[7] == "s/it" else rate) if rate else None
+        speed = steps_per_second(bar)
         eta = (total - step) / speed if speed else None
-        return Progress(step, total, time.time(), float(bar[9]), float(bar[8]), speed, eta)
+        return Progress(step, total, time.time(), float(bar["loss"]), float(bar["lr"]), speed, eta)
 
     def _begin(self, count: int, total: int) -> Iterator[Observation]:
         """The first bar, which says from where it really starts."""
@@ -681,7 +681,7 @@ def _nan_step(texts: Iterable[str], name: str) -> int | None:
     for piece in texts:
         text = piece.strip()
         if shown := bar.match(text):
-            count, text = int(shown[2]), text[shown.end() :].strip()
+            count, text = int(shown["steps"]), text[shown.end() :].strip()
         if text == NAN:
             first, last = (first if last and count + 1 <= last + 2 else count + 1), count + 1
     return first if last and last - first + 1 >= NANS and last >= count - 1 else None

@@ -12,9 +12,8 @@ import yaml
 from lorapilot.errors import UserError
 from runs.spec import RunSpec
 from runs.stacks.base import Imported
-from runs.stacks.importing import check_length, check_levels, flat, take_keys
+from runs.stacks.importing import Reader, check_length, check_levels, flat, reader, take_keys
 from runs.stacks.option_table import OptionTable
-from runs.stacks.sd_scripts_keys import Reader
 
 OPTIMIZERS = {
     "AdamW": "adamw",
@@ -223,10 +222,6 @@ def _prompts(samples: Any, notes: list[str]) -> dict[str, Any]:
     return {"sample.prompts": [sample["prompt"] for sample in found]}
 
 
-def _reader(field: str) -> Reader:
-    return lambda value: {field: value}
-
-
 def _number_format(field: str) -> Reader:
     def read(value: Any) -> dict[str, Any]:
         ours = next((ours for ours, names in NUMBERS.items() if value in names), None)
@@ -264,36 +259,36 @@ def _keep_last(value: Any) -> dict[str, Any]:
 
 
 READERS: dict[str, Reader] = (
-    {key: _reader(field) for key, field in SAME.items()}
-    | {f"datasets.{key}": _reader(field) for key, field in SAME_OF_DATASETS.items()}
+    {key: reader(field) for key, field in SAME.items()}
+    | {f"datasets.{key}": reader(field) for key, field in SAME_OF_DATASETS.items()}
     | {
-        "network.rank": _reader("rank"),
-        "network.alpha": _reader("alpha"),
-        "network.conv": _reader("conv_rank"),
-        "network.conv_alpha": _reader("conv_alpha"),
-        "network.dropout": _reader("network_dropout"),
-        "train.gradient_accumulation_steps": _reader("gradient_accumulation_steps"),
+        "network.rank": reader("rank"),
+        "network.alpha": reader("alpha"),
+        "network.conv": reader("conv_rank"),
+        "network.conv_alpha": reader("conv_alpha"),
+        "network.dropout": reader("network_dropout"),
+        "train.gradient_accumulation_steps": reader("gradient_accumulation_steps"),
         "train.optimizer": _optimizer,
         "train.lr_scheduler": _lr_schedule,
-        "train.lr_scheduler_params.num_warmup_steps": _reader("warmup_steps"),
+        "train.lr_scheduler_params.num_warmup_steps": reader("warmup_steps"),
         "train.max_grad_norm": _max_grad_norm,
-        "train.min_snr_gamma": _reader("min_snr_gamma"),
-        "train.noise_offset": _reader("noise_offset"),
+        "train.min_snr_gamma": reader("min_snr_gamma"),
+        "train.noise_offset": reader("noise_offset"),
         "train.ema_config.use_ema": lambda _: {},
-        "train.ema_config.ema_decay": _reader("ema_decay"),
+        "train.ema_config.ema_decay": reader("ema_decay"),
         "train.dtype": _number_format("precision"),
         "train.train_text_encoder": lambda _: {},
         "model.dtype": lambda _: {},  # AI Toolkit itself replaces it by that of the training
         "save.dtype": _number_format("save_precision"),
-        "save.save_every": _reader("save_every_steps"),
+        "save.save_every": reader("save_every_steps"),
         "save.max_step_saves_to_keep": _keep_last,
         "datasets.resolution": _resolution,
-        "datasets.num_repeats": _reader("repeats"),
-        "sample.prompts": _reader("sample_prompts"),
-        "sample.sample_every": _reader("sample_every_steps"),
-        "sample.seed": _reader("sample_seed"),
-        "sample.guidance_scale": _reader("sample_scale"),
-        "sample.sample_steps": _reader("sample_steps"),
+        "datasets.num_repeats": reader("repeats"),
+        "sample.prompts": reader("sample_prompts"),
+        "sample.sample_every": reader("sample_every_steps"),
+        "sample.seed": reader("sample_seed"),
+        "sample.guidance_scale": reader("sample_scale"),
+        "sample.sample_steps": reader("sample_steps"),
         "sample.width": lambda _: {},  # samples have the size of the training
         "sample.height": lambda _: {},
     }

@@ -348,6 +348,16 @@ def wrong_architecture(stack: Stack, model: ModelFacts) -> str:
     )
 
 
+ATTACH = "under “Other files it is trained with” on its page"
+
+
+def without_parts(stack_name: str, model: ModelFacts, wanted: Iterable[str]) -> str:
+    """A sentence when `model` lacks files of these roles."""
+    if missing := sorted(set(wanted) - model.parts):
+        return f"{model.name} has no {' and no '.join(missing)} for {stack_name}: add the files {ATTACH}."
+    return ""
+
+
 def without_counterpart(stack: Stack, fields: Iterable[str], spec: RunSpec) -> list[str]:
     """A sentence for each of `fields` that `spec` sets to something else than the default."""
     return [
@@ -363,7 +373,38 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
+STATES = 10  # in a run that sets no cadence
+
+
+def steps_between_saves(spec: RunSpec) -> int:
+    """For a trainer that cannot save when it is stopped, or loses what came after its last save in a crash."""
+    return spec.save_every_steps or max(1, spec.steps // STATES)
+
+
+def unheard(exit_: Exit) -> str:
+    """A sentence when a stop took more than its first signal; with a space in front of it."""
+    if len(exit_.signals) < 2:
+        return ""
+    return f" It did not react to {' and '.join(exit_.signals[:-1])}, and was killed."
+
+
+def accelerate_launcher(processes: int, *further: str) -> list[str]:
+    """What stands before the script: several devices train in one process each, which accelerate starts.
+
+    CUDA_VISIBLE_DEVICES says on which. Every flag is given: a default_config.yaml in somebody's home would decide
+    otherwise. `further`: flags of the trainer's own.
+    """
+    if processes <= 1:
+        return []
+    return [
+        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+        *further,
+    ]
+
+
 PASSED_ON = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME")
+HUB_HOME = "huggingface"  # in the cache
 
 
 def trainer_environment(job: TrainingJob, cache: Path) -> dict[str, str]:
@@ -375,7 +416,12 @@ def trainer_environment(job: TrainingJob, cache: Path) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": devices,
-        "HF_HOME": str(cache / "huggingface"),
+        "HF_HOME": str(cache / HUB_HOME),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
+
+
+def hub_snapshots(cache: Path, repository: str) -> Path:
+    """Where trainers find what Hugging Face's client took of a repository: a folder of it for each version."""
+    return cache / HUB_HOME / "hub" / f"models--{repository.replace('/', '--')}" / "snapshots"

@@ -43,8 +43,10 @@ from runs.stacks.base import (
     StopStep,
     TrainingJob,
     Validated,
+    accelerate_launcher,
     cause_of_death,
     trainer_environment,
+    unheard,
     wrong_architecture,
 )
 from runs.stacks.importing import read_toml, take_keys, without_sections
@@ -115,7 +117,7 @@ class BuiltinStack:
         text = toml.dumps(_config(job, manifest))
         return LaunchPlan(
             files={config: text, job.folder / f"{job.name}.toml": text, manifest: pictures},
-            argv=[sys.executable, "-P", *_launcher(len(job.device_uuids)), str(TRAINER), str(config)],
+            argv=[sys.executable, "-P", *accelerate_launcher(len(job.device_uuids)), str(TRAINER), str(config)],
             env=trainer_environment(job, workspace.cache()) | LAUNCHER_ENVIRONMENT,
             cwd=job.folder,
             # The first signal saves weights and state after the step under way; large models take a while to write.
@@ -169,16 +171,6 @@ LAUNCHER_ENVIRONMENT = {
 }
 
 
-def _launcher(processes: int) -> list[str]:
-    """Several devices train in one process each, which accelerate starts; CUDA_VISIBLE_DEVICES says on which."""
-    if processes <= 1:
-        return []
-    return [
-        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"),
-        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
-    ]
-
-
 # On a full disk there may be no event.
 BY_EXIT_CODE = {OutOfMemoryError.exit_status: Cause.OUT_OF_MEMORY, DiskFullError.exit_status: Cause.DISK_FULL}
 
@@ -191,7 +183,7 @@ def no_word(exit_: Exit) -> Outcome:
 
 
 def _ended_hard(exit_: Exit) -> str:
-    how = f" It did not react to {' and '.join(exit_.signals[:-1])}, and was killed." if len(exit_.signals) > 1 else ""
+    how = unheard(exit_)
     return f"Stopped before anything could be saved.{how} Resume goes on from the last saved state, if there is one."
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runs import logfile
 from runs.enums import Status
-from runs.stacks.base import FORCED, WITHOUT_A_WORD, Cause, Exit, Outcome, Reading, cause_of_death
+from runs.stacks.base import FORCED, WITHOUT_A_WORD, Cause, Exit, Outcome, Reading, cause_of_death, unheard
 
 TERMINAL_CODE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 END_OF_PIECE = re.compile(rb"[\r\n]")
@@ -58,6 +58,22 @@ def log_pieces(log: Path, offset: int) -> Iterator[str]:
             yield piece.text
             end = piece.end
         offset += end or len(chunk)
+
+
+def progress_bar(description: str, postfix: str) -> re.Pattern[str]:
+    """A bar of tqdm's. Its groups: `steps`, `rate` and `unit`, and those of `postfix`, which stands in its brackets."""
+    return re.compile(
+        re.escape(description)
+        + r":\s+\d+%\|[^|]*\|\s*(?P<steps>\d+)/\d+ "
+        + r"\[[\d:]+<[\d:?]+,\s*(?P<rate>[\d.?]+)(?P<unit>s/it|it/s)"
+        + rf"(?:, {postfix})?\]"
+    )
+
+
+def steps_per_second(bar: re.Match[str]) -> float | None:
+    """None before the first step."""
+    rate = None if bar["rate"] == "?" else float(bar["rate"])
+    return (1 / rate if bar["unit"] == "s/it" else rate) if rate else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +163,7 @@ def _cause(exit_: Exit, said: bytes) -> Cause:
 
 
 def _stopped(exit_: Exit) -> str:
-    how = f" It did not react to {' and '.join(exit_.signals[:-1])}, and was killed." if len(exit_.signals) > 1 else ""
-    return f"Stopped.{how} Resume goes on from the last saved state, if there is one."
+    return f"Stopped.{unheard(exit_)} Resume goes on from the last saved state, if there is one."
 
 
 def plain_lines(data: bytes) -> str:

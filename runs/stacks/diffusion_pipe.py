@@ -56,9 +56,8 @@ from runs.stacks.base import (
 from runs.stacks.collecting import collect
 from runs.stacks.console import Failure, failure, judge, log_pieces, pieces
 from runs.stacks.diffusion_pipe_models import FAMILIES, model_files, refusal_of
-from runs.stacks.importing import flat, read_toml, take_keys
+from runs.stacks.importing import Reader, flat, read_toml, reader, take_keys
 from runs.stacks.installation import installation_error, program_of
-from runs.stacks.sd_scripts_keys import Reader
 from runs.stacks.staging import staged_folders
 
 OUTPUT = "diffusion-pipe"  # in the run's folder
@@ -245,11 +244,9 @@ def _refuse_lokr(job: TrainingJob) -> None:
 def _config(job: TrainingJob, dataset: Path) -> dict[str, Any]:
     """The main TOML: values of the RunSpec, then the user's options, then ours."""
     config = _of_spec(job)
-    for key, value in job.options.items():
+    for key, value in option_table.options_outside(job.options, DATASET).items():
         section, dot, name = key.partition(".")
-        if key.startswith(DATASET) or key in FLAGS:
-            continue
-        if section == MONITORING:
+        if section == MONITORING or key in FLAGS:
             continue
         if dot:
             config[section][name] = value
@@ -321,14 +318,10 @@ def _dataset(job: TrainingJob, folders: Mapping[int, Path]) -> dict[str, Any]:
         table |= ASPECTS
     if spec.shuffle_caption:
         table |= {"shuffle_tags": True, "cache_shuffle_num": TAG_ORDERS}
-    table |= _dataset_options(job)
+    table |= option_table.options_within(job.options, DATASET)
     times = _repeats(job, table, len(folders))
     directories = [{"path": str(path), "num_repeats": round(count * times, 6)} for count, path in folders.items()]
     return table | {"directory": directories}
-
-
-def _dataset_options(job: TrainingJob) -> dict[str, Any]:
-    return {key.removeprefix(DATASET): value for key, value in job.options.items() if key.startswith(DATASET)}
 
 
 def _repeats(job: TrainingJob, table: Mapping[str, Any], folders: int) -> float:
@@ -681,10 +674,6 @@ FAILURES = (
 
 
 # --- Configurations that people bring ---------------------------------------------------------------------------------
-def _reader(field: str) -> Reader:
-    return lambda value: {field: value}
-
-
 def _rank(value: Any) -> dict[str, Any]:
     return {"rank": value, "alpha": value}
 
@@ -714,30 +703,30 @@ def _optimizer(value: Any) -> dict[str, Any]:
 
 
 READERS: dict[str, Reader] = {
-    "max_steps": _reader("steps"),
+    "max_steps": reader("steps"),
     "micro_batch_size_per_gpu": _batch,
-    "gradient_accumulation_steps": _reader("gradient_accumulation_steps"),
-    "gradient_clipping": _reader("max_grad_norm"),
-    "warmup_steps": _reader("warmup_steps"),
-    "lr_scheduler": _reader("lr_schedule"),
-    "uncond_fraction": _reader("caption_dropout"),
-    "activation_checkpointing": _reader("gradient_checkpointing"),
-    "save_every_n_steps": _reader("save_every_steps"),
+    "gradient_accumulation_steps": reader("gradient_accumulation_steps"),
+    "gradient_clipping": reader("max_grad_norm"),
+    "warmup_steps": reader("warmup_steps"),
+    "lr_scheduler": reader("lr_schedule"),
+    "uncond_fraction": reader("caption_dropout"),
+    "activation_checkpointing": reader("gradient_checkpointing"),
+    "save_every_n_steps": reader("save_every_steps"),
     "save_dtype": _precision("save_precision"),
     "adapter.rank": _rank,
-    "adapter.dropout": _reader("network_dropout"),
+    "adapter.dropout": reader("network_dropout"),
     "optimizer.type": _optimizer,
-    "optimizer.lr": _reader("learning_rate"),
-    "optimizer.weight_decay": _reader("weight_decay"),
+    "optimizer.lr": reader("learning_rate"),
+    "optimizer.weight_decay": reader("weight_decay"),
     "model.dtype": _precision("precision"),
-    "model.min_snr_gamma": _reader("min_snr_gamma"),
-    "model.unet_lr": _reader("learning_rate"),
-    "model.text_encoder_1_lr": _reader("text_encoder_learning_rate"),
-    "model.text_encoder_2_lr": _reader("text_encoder_learning_rate"),
+    "model.min_snr_gamma": reader("min_snr_gamma"),
+    "model.unet_lr": reader("learning_rate"),
+    "model.text_encoder_1_lr": reader("text_encoder_learning_rate"),
+    "model.text_encoder_2_lr": reader("text_encoder_learning_rate"),
     "dataset.resolutions": _resolutions,
-    "dataset.enable_ar_bucket": _reader("enable_bucket"),
-    "dataset.shuffle_tags": _reader("shuffle_caption"),
-    "dataset.num_repeats": _reader("repeats"),
+    "dataset.enable_ar_bucket": reader("enable_bucket"),
+    "dataset.shuffle_tags": reader("shuffle_caption"),
+    "dataset.num_repeats": reader("repeats"),
 }
 
 

@@ -12,9 +12,7 @@ from typing import Any
 
 from lorapilot import workspace
 from lorapilot.errors import UserError
-from runs.stacks.base import ModelFacts, TrainingJob
-
-ATTACH = "under “Other files it is trained with” on its page"
+from runs.stacks.base import ATTACH, ModelFacts, TrainingJob, hub_snapshots, without_parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +103,8 @@ def refusal_of(model: ModelFacts) -> str:
             f"diffusers folder of {family.pipeline} {ATTACH}. The VAE and the tokenizers are read from there, too."
         )
     parts = family.folder_parts if model.layout == "folder" else family.parts
-    if missing := sorted({*parts, *family.encoders} - model.parts):
-        return f"{model.name} has no {' and no '.join(missing)} for Diffusion Pipe: add the files {ATTACH}."
+    if lacking := without_parts("Diffusion Pipe", model, [*parts, *family.encoders]):
+        return lacking
     if family.hub_configuration and not has_configuration(family.hub_configuration):
         return (
             f"Diffusion Pipe reads the configuration and tokenizers of {family.hub_configuration} from the Hugging "
@@ -118,8 +116,7 @@ def refusal_of(model: ModelFacts) -> str:
 
 def has_configuration(repository: str) -> bool:
     """Whether the trainers' Hugging Face cache has a snapshot of it."""
-    folder = workspace.cache() / "huggingface" / "hub" / f"models--{repository.replace('/', '--')}" / "snapshots"
-    return any(folder.glob("*/model_index.json"))
+    return any(hub_snapshots(workspace.cache(), repository).glob("*/model_index.json"))
 
 
 def model_files(job: TrainingJob) -> dict[str, Any]:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lorapilot.errors import UserError
 from runs.spec import OPTIONS, RunSpec, convert
 from runs.stacks.base import Imported
 from runs.stacks.option_table import OptionTable, StackOption, convert_option
-from runs.stacks.sd_scripts_keys import Reader
 
+Reader = Callable[[Any], dict[str, Any]]  # what a key's value says of the RunSpec; raises UserError
 MOST_CHARACTERS = 200_000
 MOST_DOTS = 100  # in a line: of a key with n dots tomllib keeps n² names, gigabytes for a long one
 MOST_LEVELS = 32
@@ -80,6 +80,11 @@ def without_sections(table: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in table.items():
         found |= dict(value) if isinstance(value, Mapping) else {key: value}
     return found
+
+
+def reader(field: str) -> Reader:
+    """Of a key that says the same as a field of the RunSpec."""
+    return lambda value: {field: value}
 
 
 def take_keys(table: OptionTable, keys: Mapping[str, Any], readers: Mapping[str, Reader]) -> Imported:

@@ -48,13 +48,16 @@ from runs.stacks.base import (
     StateSaved,
     StopStep,
     TrainingJob,
+    accelerate_launcher,
+    steps_between_saves,
     trainer_environment,
     without_counterpart,
+    without_parts,
     wrong_architecture,
 )
 from runs.stacks.clip_tokenizer import tokenizer_files
 from runs.stacks.collecting import collect
-from runs.stacks.console import failure, judge, log_pieces, pieces
+from runs.stacks.console import failure, judge, log_pieces, pieces, progress_bar, steps_per_second
 from runs.stacks.importing import read_toml, take_keys, without_sections
 from runs.stacks.installation import installation_error, program_of
 from runs.stacks.sd_scripts_keys import READERS, SAME, keys_of, named
@@ -132,7 +135,6 @@ UNUSED = ("save_best", "ema_decay")
 OFF_BY_ZERO = {"max_grad_norm"}  # left out, it would clip at 1
 ONLY_SD = ("min_snr_gamma", "noise_offset")  # of the diffusion loss; flow matching has neither
 DATASET = "dataset."  # before the names of options of the dataset's file
-SAVES = 10  # states in a run that sets no cadence
 OWN_SCHEDULE = {"AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree"}
 
 
@@ -155,11 +157,8 @@ class KohyaStack:
         family = FAMILIES[model.architecture]
         if model.layout == "folder" and model.architecture not in {"sd15", "sd2", "sdxl"}:
             return f"{self.name} reads {model.name} from a single file, not from a diffusers folder."
-        if missing := sorted(set(family.parts) - model.parts):
-            return (
-                f"{model.name} has no {' and no '.join(missing)} for {self.name}: "
-                "add the files under “Other files it is trained with” on its page."
-            )
+        if lacking := without_parts(self.name, model, family.parts):
+            return lacking
         absent = [name for name in family.tokenizers if not _has_tokenizer(name)]
         if absent:
             entries = " and ".join(TOKENIZER_ENTRIES[name] for name in absent)
@@ -213,7 +212,8 @@ class KohyaStack:
         }
         hub_files, hub_links = _hub(job)
         home, python = program_of("kohya")
-        argv = [str(python), *_launcher(len(job.device_uuids)), str(home / FAMILIES[job.architecture].script)]
+        launcher = accelerate_launcher(len(job.device_uuids), "--num_cpu_threads_per_process", "1")
+        argv = [str(python), *launcher, str(home / FAMILIES[job.architecture].script)]
         environment = trainer_environment(job, workspace.cache())
         return LaunchPlan(
             files=files | hub_files,
@@ -241,7 +241,8 @@ class KohyaStack:
         return _states(folder)
 
     def outcome(self, reading: Reading, exit_: Exit) -> Outcome:
-        return judge(reading, exit_, failures=FAILURES, unfinished=_unfinished(reading), nan_step=_nan_step(reading))
+        told = _told(reading)
+        return judge(reading, exit_, failures=FAILURES, unfinished=_unfinished(reading, told), nan_step=told.nan_step)
 
     def read_config(self, text: str) -> Imported:
         """A configuration for sd-scripts that somebody brings along."""
@@ -261,7 +262,7 @@ class KohyaStack:
 def _config(job: TrainingJob, dataset: Path, prompts: Path) -> dict[str, Any]:
     """The whole TOML: the family's own values, then those of the RunSpec, then the user's options, then ours."""
     family = FAMILIES[job.architecture]
-    options = {key: value for key, value in job.options.items() if not key.startswith(DATASET)}
+    options = option_table.options_outside(job.options, DATASET)
     return (
         _of_spec(job, family)
         | dict(family.fixed)
@@ -340,7 +341,7 @@ def _ours(job: TrainingJob, family: Family, dataset: Path, prompts: Path) -> dic
 
 def _cadence(spec: RunSpec) -> dict[str, Any]:
     """When it saves weights and a state, of which two are kept."""
-    every = spec.save_every_steps or max(1, spec.steps // SAVES)
+    every = steps_between_saves(spec)
     return {"save_every_n_steps": every, "save_last_n_steps_state": every}
 
 
@@ -408,7 +409,7 @@ def _as_by_name(keys: dict[str, Any]) -> dict[str, Any]:
 
 def _subsets(folders: Mapping[int, Path], options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """With those options that are read here only."""
-    own = {key.removeprefix(DATASET): value for key, value in options.items() if key.startswith(DATASET)}
+    own = option_table.options_within(options, DATASET)
     return [
         {"image_dir": str(folder), "num_repeats": repeats, "caption_extension": ".txt", **own}
         for repeats, folder in folders.items()
@@ -428,17 +429,6 @@ def _prompts(job: TrainingJob) -> list[dict[str, Any]]:
             "seed": spec.sample_seed + index,
         }
         for index, prompt in enumerate(spec.sample_prompts)
-    ]
-
-
-def _launcher(processes: int) -> list[str]:
-    """Every flag is given: a default_config.yaml in somebody's home would decide otherwise."""
-    if processes <= 1:
-        return []
-    return [
-        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"),
-        *("--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"),
-        *("--main_process_port", "0"),
     ]
 
 
@@ -480,9 +470,7 @@ def _has_tokenizer(name: str) -> bool:
 
 
 # --- What it prints ---------------------------------------------------------------------------------------------------
-BAR = re.compile(
-    r"steps:\s+(\d+)%\|[^|]*\|\s*(\d+)/(\d+) \[([\d:]+)<([\d:?]+),\s*([\d.?]+)(s/it|it/s)(?:, ([^\]]*))?\]"
-)
+BAR = progress_bar("steps", r"(?P<postfix>[^\]]*)")
 AVERAGE_LOSS = re.compile(r"avr_loss=([^,\s\]]+)")
 SAVING = re.compile(r"saving checkpoint: (.+\.safetensors)$")
 STATE_SAVED = re.compile(r"Random states saved in (.+)/random_states_0\.pkl$")
@@ -509,23 +497,21 @@ class _Console:
     def read(self, chunk: bytes) -> tuple[list[Observation], int]:
         found: list[Observation] = []
         consumed = 0
-        pending: tuple[str, int] | None = None
+        pending: re.Match[str] | None = None
         for piece in pieces(chunk, is_over=self.reading.is_over):
             text = piece.text.strip()
-            if pending and text and (not SAMPLING.search(pending[0]) or BAR.match(text) or SAVING.search(text)):
-                found += self._finish(pending[0])
+            begun = SAVING.search(text) or SAMPLING.search(text)
+            if pending and text and (pending.re is SAVING or BAR.match(text) or (begun and begun.re is SAVING)):
+                found += self._finish(pending)
                 pending = None
-            if pending is None and (SAVING.search(text) or SAMPLING.search(text)):
-                pending = (text, consumed)
+            pending = pending or begun
             if pending is None:
                 found += self._observe(text)
                 consumed = piece.end
-            elif SAMPLING.search(pending[0]):
-                found += [Stage(STAGES["generating sample images"])]
-            if pending is None:
-                consumed = piece.end
+            elif pending.re is SAMPLING:
+                found.append(Stage(STAGES["generating sample images"]))
         if pending and self.reading.is_over:
-            found += self._finish(pending[0])
+            found += self._finish(pending)
             consumed = len(chunk)
         return found, consumed
 
@@ -539,18 +525,16 @@ class _Console:
             yield Stage(stage)
 
     def _progress(self, bar: re.Match[str]) -> Iterator[Observation]:
-        count, total = int(bar[2]), self.reading.spec.steps
+        count = int(bar["steps"])
         self.step = self.reading.start_step + count
-        total = max(total, self.step)
+        total = max(self.reading.spec.steps, self.step)
         if count == 0:
             yield Started(self.reading.start_step, total)
             return
-        average = AVERAGE_LOSS.search(bar[8] or "")
+        average = AVERAGE_LOSS.search(bar["postfix"] or "")
         if average is None:
             return
-        loss = float(average[1])
-        rate = None if bar[6] == "?" else float(bar[6])
-        speed = (1 / rate if bar[7] == "s/it" else rate) if rate else None
+        loss, speed = float(average[1]), steps_per_second(bar)
         yield Progress(
             self.step,
             total,
@@ -562,11 +546,8 @@ class _Console:
         if math.isnan(loss):
             yield Hopeless()
 
-    def _finish(self, text: str) -> Iterator[Observation]:
-        if saved := SAVING.search(text):
-            yield from self._checkpoint(Path(saved[1]))
-        elif drawn := SAMPLING.search(text):
-            yield from self._samples(int(drawn[1]))
+    def _finish(self, begun: re.Match[str]) -> Iterator[Observation]:
+        return self._checkpoint(Path(begun[1])) if begun.re is SAVING else self._samples(int(begun[1]))
 
     def _checkpoint(self, printed: Path) -> Iterator[Observation]:
         reading = self.reading
@@ -639,30 +620,35 @@ def _drop_old_states(reading: Reading) -> None:
             shutil.rmtree(state, ignore_errors=True)
 
 
-def _unfinished(reading: Reading) -> str:
-    """Why the attempt did not finish; empty when it proved that it did."""
-    step, is_saved = 0, False
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the attempt's part of the log says. `step`: the last one; `nan_step`: the first whose loss was no number."""
+
+    step: int
+    nan_step: int | None
+    is_saved: bool
+
+
+def _told(reading: Reading) -> Told:
+    step, nan_step, is_saved = 0, None, False
     for text in log_pieces(reading.log, reading.log_offset):
         if bar := BAR.match(text.strip()):
-            step = reading.start_step + int(bar[2])
+            step = reading.start_step + int(bar["steps"])
+            average = AVERAGE_LOSS.search(bar["postfix"] or "")
+            nan_step = step if nan_step is None and average and average[1] == "nan" else nan_step
         is_saved = is_saved or FINISHED in text
-    if not is_saved:
+    return Told(step, nan_step, is_saved)
+
+
+def _unfinished(reading: Reading, told: Told) -> str:
+    """Why the attempt did not finish; empty when it proved that it did."""
+    if not told.is_saved:
         return "sd-scripts ended without saving a LoRA."
-    if step < reading.spec.steps:
-        return f"sd-scripts ended after {step:,} of {reading.spec.steps:,} steps."
+    if told.step < reading.spec.steps:
+        return f"sd-scripts ended after {told.step:,} of {reading.spec.steps:,} steps."
     if not (reading.folder / f"{reading.name}.safetensors").is_file():
         return f"sd-scripts finished, but {reading.name}.safetensors is gone. Was it moved or deleted?"
     return ""
-
-
-def _nan_step(reading: Reading) -> int | None:
-    """The first step whose loss was no number."""
-    for text in log_pieces(reading.log, reading.log_offset):
-        bar = BAR.match(text.strip())
-        average = AVERAGE_LOSS.search(bar[8] or "") if bar else None
-        if bar and average and average[1] == "nan":
-            return reading.start_step + int(bar[2])
-    return None
 
 
 FAILURES = (

@@ -114,6 +114,16 @@ class OptionTable:
     options: Mapping[str, StackOption]
 
 
+def options_within(options: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """Those whose names begin with `section` (`"dataset."`), without it."""
+    return {key.removeprefix(section): value for key, value in options.items() if key.startswith(section)}
+
+
+def options_outside(options: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """The others."""
+    return {key: value for key, value in options.items() if not key.startswith(section)}
+
+
 @functools.cache
 def load_table(name: str) -> OptionTable:
     """The table of the stack `name`. Raises ValueError for one that says what it should not."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lora_trainer.buckets import rules_in_proportion
 from lorapilot.errors import UserError
 from runs.spec import RunSpec
+from runs.stacks.importing import Reader, reader
 
-Reader = Callable[[Any], dict[str, Any]]
 SIZE = re.compile(r"(\d{1,5})(?:\s*,\s*(\d{1,5}))?", re.ASCII)
 PRECISION = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 SAVE_PRECISION = {"fp32": "float", "fp16": "fp16", "bf16": "bf16"}
@@ -112,21 +112,16 @@ def _optimizer_args(value: Any) -> dict[str, Any]:
     return {"weight_decay": given["weight_decay"]} if "weight_decay" in given else {}
 
 
-def _reader(field: str) -> Reader:
-    return lambda value: {field: value}
-
-
-# Key → what it says of the RunSpec. A reader raises UserError for what it cannot read.
-READERS: dict[str, Reader] = {key: _reader(field) for key, field in SAME.items()} | {
+READERS: dict[str, Reader] = {key: reader(field) for key, field in SAME.items()} | {
     "resolution": _resolution,
     "mixed_precision": _precision,
     "save_precision": _save_precision,
-    "max_token_length": _reader("caption_tokens"),
+    "max_token_length": reader("caption_tokens"),
     "text_encoder_lr": _text_encoder_lr,
     "network_args": _network_args,
     "optimizer_args": _optimizer_args,
-    "unet_lr": _reader("learning_rate"),
-    "dataset_repeats": _reader("repeats"),
+    "unet_lr": reader("learning_rate"),
+    "dataset_repeats": reader("repeats"),
     "network_train_unet_only": lambda value: {"text_encoder_learning_rate": 0.0} if value else {},
     "use_8bit_adam": lambda value: {"optimizer": "AdamW8bit"} if value else {},
     "use_lion_optimizer": lambda value: {"optimizer": "Lion"} if value else {},
