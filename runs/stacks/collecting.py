@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_trainer.safetensors_header import HeaderError, read_header
+
 COPY_BYTES = 4 << 20
-MOST_HEADER_BYTES = 100 << 20  # as safetensors itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +38,12 @@ def collect(source: Path, target: Path, metadata: Mapping[str, str]) -> Collecte
 
 
 def _rewrite(source: Path, draft: Path, metadata: Mapping[str, str]) -> Collected | None:
-    size = source.stat().st_size
+    try:
+        read_header(source)
+    except HeaderError:
+        return None  # still being written, or torn
     with source.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MOST_HEADER_BYTES + 1
-        if length > min(MOST_HEADER_BYTES, size):
-            return None
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            return None
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        if size != 8 + length + max(ends, default=0):
-            return None  # still being written, or torn
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
         header["__metadata__"] = header.get("__metadata__", {}) | dict(metadata)
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # the tensors stay aligned
