@@ -11,6 +11,7 @@ import psutil
 import psycopg
 import pytest
 
+from lora_trainer.state_files import complete_states
 from lorapilot.management.api_client import ApiError, Client
 from tests.services import postgres_url
 from tests.serving.conftest import ROOT, wait_until
@@ -80,6 +81,15 @@ def runners(folder):
     return found
 
 
+def freeze_when_saved(folder):
+    """The trainer of an output folder, stopped once it has a state: not at its end, however fast the machine is."""
+    if not complete_states(folder / "state"):
+        return None
+    [trainer] = [one for one in runners(folder) if "lora_trainer" in " ".join(one.cmdline())]
+    trainer.suspend()
+    return trainer
+
+
 def submit(client, name):
     values = {"steps": STEPS, "batch_size": 1, "rank": 2, "alpha": 2, "save_every_steps": 5, "sample_prompts": ["x"]}
     model = client.find("/models/", "pilot-tiny")["id"]
@@ -95,22 +105,33 @@ def look(client, run):
 def test_three_hosts_share_the_runs_and_a_dead_one_s_run_goes_on_elsewhere(fleet, tmp_path):
     client, url, workers = fleet
     runs = [submit(client, name) for name in ("one", "two")]
+    frozen = {}
+
+    def both_are_frozen():
+        for name in {"one", "two"} - frozen.keys():
+            if trainer := freeze_when_saved(tmp_path / "ws/outputs" / name):
+                frozen[name] = trainer
+        return len(frozen) == 2
+
+    wait_until(both_are_frozen, 120)
     wait_until(lambda: all(look(client, run)["status"] == "running" for run in runs), 60)
     slots = [look(client, run)["slot"] for run in runs]
     assert len(set(slots)) == 2
     moved, slot = runs[1], slots[1]
     host = slot.removesuffix("/cpu")
-    wait_until((tmp_path / "ws/outputs" / look(client, moved)["output_name"] / "state").is_dir, 90)
 
     with pytest.raises(ApiError, match=f"{host} is heard of"):
         client.call("POST", f"/hosts/{host}/declare-dead/")
-    os.kill(workers[host].pid, signal.SIGKILL)  # its trainer goes on, as behind a cut cable
+    os.kill(workers[host].pid, signal.SIGKILL)
     with psycopg.connect(url, autocommit=True) as database:  # half a minute passes
         earlier = "UPDATE runs_host SET heartbeat_at = heartbeat_at - interval '5 minutes' WHERE name = %s"
         database.execute(earlier, [host])
     wait_until(lambda: client.call("GET", f"/hosts/{host}/")["condition"] == "lost")
     assert look(client, moved)["status"] == "running"  # nothing is taken from a silent host
     client.call("POST", f"/hosts/{host}/declare-dead/")
+    wait_until(lambda: look(client, moved)["slot"] not in (None, slot), 60)
+    for trainer in frozen.values():  # that of the dead host too, as behind a cut cable
+        trainer.resume()
 
     def is_done():
         time.sleep(0.5)
