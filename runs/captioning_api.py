@@ -21,7 +21,6 @@ from lorapilot.access import get_editable, signed_in
 from lorapilot.errors import UserError
 from lorapilot.selectors import secrets_of
 from runs import captioning as captions
-from runs.stacks.captioner import lack_of
 
 
 class OrderInput(serializers.Serializer[Any]):
@@ -145,11 +144,7 @@ class CaptionersView(APIView):
         get_editable(Dataset, user, pk=pk)
         keys = {secret.name for secret in secrets_of(user)}
         remote = [{"captioner": one, "has_key": one in keys} for one in Captioner if one in REMOTE]
-        local = [
-            {"captioner": one, "models": captions.local_models(one), "lack": lack_of(one)}
-            for one in Captioner
-            if one in LOCAL
-        ]
+        local = [{"captioner": one, "models": captions.local_models(one)} for one in Captioner if one in LOCAL]
         return Response({"remote": remote, "local": local})
 
 

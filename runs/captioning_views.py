@@ -24,7 +24,6 @@ from lorapilot.models import User
 from lorapilot.selectors import secrets_of
 from runs import captioning as captions
 from runs.captioning_forms import CaptioningForm
-from runs.stacks.captioner import lack_of
 
 PROPOSALS_A_PAGE = 60
 MOST_DIGITS = 18
@@ -94,11 +93,7 @@ def _page(
             for one in Captioner
             if one in REMOTE
         ],
-        "local": [
-            {"captioner": one, "models": captions.local_models(one), "lack": lack_of(one)}
-            for one in Captioner
-            if one in LOCAL
-        ],
+        "local": [{"captioner": one, "models": captions.local_models(one)} for one in Captioner if one in LOCAL],
     }
     return render(request, "captioning/new.html", context, status=status)
 

@@ -6,15 +6,15 @@ Source: the model cards of SmilingWolf's wd-v1-4 and wd-v3 taggers.
 """
 
 import csv
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from PIL import Image
 
 from lora_trainer.captioning.order import Order
-from lora_trainer.errors import ConfigError, ModelError
+from lora_trainer.errors import ModelError
 
 GENERAL, CHARACTER = 0, 4
 
@@ -73,10 +73,6 @@ def prepared(image: Image.Image, side: int) -> Any:
 
 
 def _session(path: Path, device: str) -> Any:
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise ConfigError("onnxruntime is not installed. Install it with: python -m pip install onnxruntime")
-    import onnxruntime  # type: ignore[import-not-found,unused-ignore]  # installed by whoever wants a tagger
-
     wanted = ["CUDAExecutionProvider"] * (device == "cuda") + ["CPUExecutionProvider"]
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
     try:

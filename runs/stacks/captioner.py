@@ -8,11 +8,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from datasets.captioning.enums import Captioner
 from lorapilot import workspace
 from lorapilot.errors import UserError
 from runs import logfile
@@ -37,7 +35,6 @@ from runs.stacks.base import (
 )
 from runs.stacks.builtin import EVENTS_FILE, OBSERVERS, TRAINER, event_records, last_events, no_word, refused
 
-WITHOUT_ONNX = "The tagger needs onnxruntime. Whoever runs this host installs it with: {} -m pip install onnxruntime"
 NOT_FOR_TRAINING = "The captioner trains nothing: choose a trainer."
 
 
@@ -69,8 +66,6 @@ class CaptionerStack:
     def compile(self, job: TrainingJob) -> LaunchPlan:
         if not job.pictures:
             raise UserError("No picture waits for a caption any more: the dataset, or the order, was changed.")
-        if lacking := lack_of(Captioner(job.options["captioner"])):
-            raise UserError(lacking)
         order = job.attempt_folder / "order.json"
         text = json.dumps(_order(job), indent=1, ensure_ascii=False)
         return LaunchPlan(
@@ -116,12 +111,6 @@ class CaptionerStack:
         if exit_.stop_requested and cause in (Cause.OWN, Cause.KILLED):
             return Outcome(Status.STOPPED, "Stopped; the captions so far are kept.")
         return Outcome(**WITHOUT_A_WORD[cause], cause=cause) if cause in WITHOUT_A_WORD else no_word(exit_)
-
-
-def lack_of(captioner: Captioner) -> str:
-    """What this Python environment lacks for the captioner, and how to get it; empty when it is all there."""
-    is_there = captioner != Captioner.TAGGER or find_spec("onnxruntime") is not None
-    return "" if is_there else WITHOUT_ONNX.format(sys.executable)
 
 
 OF_THE_ORDER = (

@@ -1,6 +1,5 @@
 """Captions that a run makes on a device: in the queue as others are, with slot, log and stop."""
 
-import importlib.util
 import sys
 import textwrap
 import time
@@ -25,7 +24,6 @@ from tests.captioners import make_blip, make_tagger
 from tests.factories import make_dataset, make_run, make_slot, picture_file
 
 pytestmark = pytest.mark.django_db(transaction=True)
-has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
 
 
 @pytest.fixture
@@ -109,7 +107,6 @@ def tagger(workspace, monkeypatch):
         )
 
     monkeypatch.setattr(captioner.CaptionerStack, "compile", compile_stand_in)
-    monkeypatch.setattr(captioner, "lack_of", lambda _captioner: "")
     return Program
 
 
@@ -205,13 +202,6 @@ def test_run_whose_dataset_was_deleted_says_so(tagger, alice, dataset, handed_ou
     assert (run.status, run.captioning, run.reason[:36]) == ("failed", None, "No picture waits for a caption any m")
 
 
-def test_tagger_without_onnxruntime_fails_with_the_command(tagger, alice, dataset, handed_out, monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.setattr(captioner, "find_spec", lambda _name: None)
-    assert "-m pip install onnxruntime" in captioner.lack_of("tagger")
-    assert captioner.lack_of("sentences") == ""
-
-
 def test_database_holds_that_only_captions_lack_a_base_model(tagger, alice, dataset, handed_out):
     captions.start(alice, dataset, Order(**LOCAL))
     trains = make_run(alice)
@@ -282,7 +272,6 @@ def run_for_real(alice, dataset, handed_out, **order):
     return made
 
 
-@pytest.mark.skipif(not has_onnx, reason="onnx and onnxruntime are not installed: they make and run the tiny tagger")
 def test_tiny_tagger_for_real(workspace, alice, dataset, handed_out):
     make_tagger(workspace / "models" / "tiny-tagger")
     made = run_for_real(alice, dataset, handed_out, captioner="tagger", model="tiny-tagger")

@@ -1,6 +1,5 @@
 """The captioner's program with tiny models of our own making."""
 
-import importlib.util
 import json
 
 import pytest
@@ -10,12 +9,7 @@ from lora_trainer import command as trainer_command
 from lora_trainer.captioning import command, tagger
 from lora_trainer.captioning.order import Order
 from lora_trainer.errors import ConfigError, ModelError
-from tests.captioners import TAGS, WORDS, make_blip, make_tagger, write_tags
-
-needs_onnx = pytest.mark.skipif(
-    importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxruntime") is None,
-    reason="onnx and onnxruntime are not installed: they make and run the tiny tagger",
-)
+from tests.captioners import TAGS, WORDS, make_blip, make_tagger
 
 
 @pytest.fixture
@@ -46,7 +40,6 @@ def captions(events):
 
 
 # --- Tagger -----------------------------------------------------------------------------------------------------------
-@needs_onnx
 def test_tagger_names_what_is_above_the_thresholds(tmp_path, work):
     status, events = work(captioner="tagger", model=str(make_tagger(tmp_path / "tagger")), start_step=2)
     assert (status, [told["event"] for told in events]) == (
@@ -64,7 +57,6 @@ def test_tagger_names_what_is_above_the_thresholds(tmp_path, work):
     )
 
 
-@needs_onnx
 @pytest.mark.parametrize(
     ("values", "caption"),
     [
@@ -81,7 +73,6 @@ def test_tagger_options(tmp_path, values, caption):
     assert tagger.Tagger(order).caption(Image.new("RGB", (64, 48), "red")) == caption
 
 
-@needs_onnx
 def test_tagger_without_a_tag_says_so(tmp_path, work):
     made = make_tagger(tmp_path / "tagger")
     status, events = work(captioner="tagger", model=str(made), general_threshold=1.1, character_threshold=1.1)
@@ -89,7 +80,6 @@ def test_tagger_without_a_tag_says_so(tmp_path, work):
     assert (status, events[-1]["captioned"]) == (0, 0)
 
 
-@needs_onnx
 def test_tagger_of_another_kind_is_refused(tmp_path, work):
     made = make_tagger(tmp_path / "tagger", tags=TAGS[:-1])
     status, events = work(captioner="tagger", model=str(made))
@@ -97,16 +87,6 @@ def test_tagger_of_another_kind_is_refused(tmp_path, work):
     (made / "model.onnx").write_bytes(b"no model")
     status, events = work(captioner="tagger", model=str(made))
     assert (status, "cannot be loaded" in events[-1]["message"]) == (2, True)
-
-
-def test_tagger_without_onnxruntime_says_how_to_get_it(tmp_path, work, monkeypatch):
-    write_tags(tmp_path)
-    monkeypatch.setattr(tagger.importlib.util, "find_spec", lambda _name: None)
-    status, events = work(captioner="tagger", model=str(tmp_path))
-    assert (status, events[-1]["message"]) == (
-        2,
-        "onnxruntime is not installed. Install it with: python -m pip install onnxruntime",
-    )
 
 
 def test_tags_that_cannot_be_read_are_refused(tmp_path):
