@@ -26,7 +26,13 @@ from models_registry.recognition import PICKLES
 
 Kind = Literal["hf_file", "hf_repo", "url"]
 KINDS = ("hf_file", "hf_repo", "url")
-STACKS = {"builtin": "built-in", "kohya": "Kohya", "ai_toolkit": "AI Toolkit", "diffusion_pipe": "diffusion-pipe"}
+STACKS = {
+    "builtin": "built-in",
+    "kohya": "Kohya",
+    "ai_toolkit": "AI Toolkit",
+    "diffusion_pipe": "diffusion-pipe",
+    "captioner": "captions",
+}
 # What a base model can be registered from; the other roles are parts that trainers need beside it.
 REGISTRABLE = ("checkpoint", "transformer", "unet", "pipeline")
 ROLES = (*REGISTRABLE, *ATTACHABLE, "text_encoder", "tokenizer", "other")

@@ -12,6 +12,7 @@ from datasets import services as dataset_services
 from datasets.captioning import services
 from datasets.captioning.services import Order
 from lorapilot.errors import UserError
+from models_registry import manifest
 from runs import captioning as captions
 from runs import services as run_services
 from runs import waiting
@@ -252,6 +253,13 @@ def test_models_of_this_installation_are_found(tagger, workspace):
     (models / "broken").mkdir()
     (models / "broken" / "config.json").write_text("[")
     assert (captions.local_models("tagger"), captions.local_models("sentences")) == (["taggers/tiny"], ["blip"])
+
+
+def test_manifest_brings_what_the_captioners_need():
+    entries = [entry for entry in manifest.load().entries if entry.stacks == ("captioner",)]
+    complete = {one: [all(map(entry.provides, captions.FILES[one])) for entry in entries] for one in captions.FILES}
+    assert [sum(found) for found in zip(*complete.values(), strict=True)] == [1] * len(entries)
+    assert {one: sum(found) for one, found in complete.items()} == {"tagger": 3, "sentences": 1}
 
 
 def test_captioner_is_no_trainer():
