@@ -52,6 +52,6 @@ if __name__ == "__main__":
     hide_neighbours()
     stay_offline()
     stay_quiet()
-    from lora_trainer.command import main
+    from lora_trainer.command import leave, main
 
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

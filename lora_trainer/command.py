@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from lora_trainer import config as configuration
 from lora_trainer import inspection
@@ -68,6 +69,17 @@ def main(arguments: list[str]) -> int:
         return _train(config, events, console)
     except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
         return _fail(error, events, console) if is_first else _fail_beside_others(error, events)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process. With a group that is still open, since a run of several processes failed, at once: while Python
+    winds down, gloo's threads of the broken connections abort the process now and then."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _parser() -> argparse.ArgumentParser:

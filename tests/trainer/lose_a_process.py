@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from lora_trainer.command import _fail, _fail_beside_others
+from lora_trainer.command import _fail, _fail_beside_others, leave
 from lora_trainer.console import Console
 from lora_trainer.events import EventLog
 
@@ -29,4 +29,4 @@ try:
     torch.distributed.all_reduce(torch.ones(3))
 except RuntimeError as error:
     # as at the end of the program, with what is still open
-    sys.exit(_fail(error, events, Console()) if is_first else _fail_beside_others(error, events))
+    leave(_fail(error, events, Console()) if is_first else _fail_beside_others(error, events))
