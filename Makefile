@@ -25,7 +25,7 @@ demo: .venv/.installed
 	$(BIN)/python manage.py demo
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 learn: .venv/.installed
 	$(BIN)/python -m benchmarks.learning

@@ -59,7 +59,7 @@ def test_folder_goes_in_with_repeats_and_captions(live_platform, browser_of, pro
     page = browser_of("alice")
     page.goto(f"{live_platform.address}/datasets/{dataset}/")
     page.set_input_files("[data-folder-input]", str(tmp_path / "train"))
-    expect(page.locator("#pictures h2")).to_have_text("2 pictures", timeout=SLOW_MS)
+    expect(page.locator("#pictures-heading")).to_have_text("2 pictures", timeout=SLOW_MS)
     expect(page.locator("#upload-list .error")).to_have_count(0)
     assert json.loads(live_platform.run(program, "rows", dataset)) == [
         ["a.png", 7, "a red cat"],
