@@ -106,8 +106,11 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
     from rest_framework.views import exception_handler as default_exception_handler  # it imports this module
 
     if isinstance(error, UserError):
-        body = {"detail": error.message} | ({"errors": {error.field: [error.message]}} if error.field else {})
-        return Response(body, status=error.status)
+        errors: dict[str, list[str]] = {}
+        for one in error.all:
+            if one.field:
+                errors.setdefault(one.field, []).append(one.message)
+        return Response({"detail": error.message} | ({"errors": errors} if errors else {}), status=error.status)
     if isinstance(error, RequestDataTooBig | TooManyFieldsSent | TooManyFilesSent):
         error = BodyTooLarge()
     elif isinstance(error, Http404):

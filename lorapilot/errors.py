@@ -3,7 +3,8 @@ a form as a field error, a page as a message, the API as `{"detail": …}`, a co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
@@ -12,7 +13,8 @@ from django.shortcuts import render
 
 
 class UserError(Exception):
-    """Bad input. `message` is a sentence that says what to do; `field` names the input it belongs to, if one."""
+    """Bad input. `message` is a sentence that says what to do; `field` names the input it belongs to, if one; `also` is
+    what else is wrong with the same input."""
 
     status = HTTPStatus.BAD_REQUEST
 
@@ -20,6 +22,11 @@ class UserError(Exception):
         super().__init__(message)
         self.message = message
         self.field = field
+        self.also: tuple[UserError, ...] = ()
+
+    @property
+    def all(self) -> tuple[UserError, ...]:
+        return (self, *self.also)
 
 
 class NotAllowed(UserError):
@@ -38,6 +45,28 @@ class Conflict(UserError):
     """The name is taken, or the object is no longer in a state that allows this."""
 
     status = HTTPStatus.CONFLICT
+
+
+class Refusals:
+    """Everything that is wrong with an input, not only what is found first: check each part `with refusals.caught()`,
+    then `raise_any()`."""
+
+    def __init__(self) -> None:
+        self._found: list[UserError] = []
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            self._found.extend(error.all)
+
+    def raise_any(self) -> None:
+        """Raises the first UserError that was caught, with the others in its `also`."""
+        if self._found:
+            first, *others = self._found
+            first.also = tuple(others)
+            raise first
 
 
 class UserErrorMiddleware:

@@ -142,6 +142,12 @@ class RunForm(forms.Form):
         return list(found.items())
 
     @property
+    def kept(self) -> dict[str, str]:
+        """Options that were typed for another trainer or base model, by field: they wait until it is chosen again."""
+        unseen = [name for name in self.data if name.startswith(OWN) and name not in self.fields]
+        return {name: self.data[name] for name in unseen if self.data[name]}
+
+    @property
     def options_given(self) -> int:
         return sum(bool(self[f"{OWN}{option.key}"].value()) for option in self.own)
 
@@ -180,13 +186,9 @@ def _option_field(option: StackOption) -> forms.Field:
     """One of a trainer's own options. It holds text: the option table itself checks it, so that form and API say the
     same."""
     common: dict[str, Any] = {"label": option.label, "help_text": option.help, "required": False}
-    if option.type == "bool":
-        answers = [("", "As the trainer does"), ("true", "Yes"), ("false", "No")]
-        return forms.ChoiceField(choices=answers, **common)
-    if option.type == "choice":
-        return forms.ChoiceField(
-            choices=[("", "As the trainer does"), *((one, one) for one in option.choices)], **common
-        )
+    if option.type in ("bool", "choice"):
+        answers = [("true", "Yes"), ("false", "No")] if option.type == "bool" else [(c, c) for c in option.choices]
+        return forms.CharField(widget=forms.Select(choices=[("", "As the trainer does"), *answers]), **common)
     placeholder = {"placeholder": _shown(option.example if option.default is None else option.default)}
     if option.type in LISTS:
         return forms.CharField(widget=forms.Textarea(attrs={"rows": 2} | placeholder), **common)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorapilot.errors import UserError
+from lorapilot.errors import Refusals, UserError
 from models_registry.models import BaseModel
 from models_registry.selectors import component_paths
 from runs import disk, profiles
@@ -72,8 +72,12 @@ def plan_run(
     device = best_device()
     filled = _fill(profile, images=len(pictures), base_model=base_model, device=device, base=base)
     prompts = {"sample_prompts": values.get("sample_prompts") or default_prompts(pictures, trigger_word)}
-    spec = RunSpec.from_values(filled.values | values | prompts)
-    own, unused = _options(trainer, filled.options, options or {}, base_model.architecture)
+    refusals = Refusals()
+    with refusals.caught():
+        spec = RunSpec.from_values(filled.values | values | prompts)
+    with refusals.caught():
+        own, unused = _options(trainer, filled.options, options or {}, base_model.architecture)
+    refusals.raise_any()
     trainer.check_spec(spec, own)
     _check_gpus(spec)
     repeated = sum(int(picture["repeats"]) for picture in pictures) * spec.repeats

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, get_type_hints
 
-from lorapilot.errors import UserError
+from lorapilot.errors import Refusals, UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +142,16 @@ class RunSpec:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
-        """From JSON or a form. Unknown names are refused with the nearest known one; numbers may come as text."""
-        known = {name: convert(name, value) for name, value in values.items() if _is_known(name)}
+        """From JSON or a form. Unknown names are refused with the nearest known one; numbers may come as text.
+        Raises UserError about all that are wrong."""
+        known: dict[str, Any] = {}
+        refusals = Refusals()
+        for name, value in values.items():
+            with refusals.caught():
+                _refuse_unknown(name)
+                known[name] = convert(name, value)
+                _check(name, known[name], OPTIONS[name])
+        refusals.raise_any()
         return cls(**known)
 
     def as_values(self) -> dict[str, Any]:
@@ -158,9 +166,9 @@ MOST_PROMPTS = 16
 MOST_PROMPT_CHARACTERS = 2000
 
 
-def _is_known(name: str) -> bool:
+def _refuse_unknown(name: str) -> None:
     if name in OPTIONS:
-        return True
+        return
     near = difflib.get_close_matches(name, OPTIONS, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UserError(f"There is no setting {name!r}.{hint}", field=name)

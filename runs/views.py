@@ -134,7 +134,8 @@ def new_run(request: HttpRequest) -> HttpResponse:
         try:
             runs = _submit(request, form)
         except UserError as error:
-            form.add_error(form.field_of(error.field), error.message)
+            for one in error.all:
+                form.add_error(form.field_of(one.field), one.message)
         else:
             return _show_submitted(request, runs, are_many=bool(form.varied()))
     return render(request, "runs/new.html", {"form": form}, status=422)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lorapilot.errors import UserError
+from lorapilot.errors import Refusals, UserError
 from runs import spec
 
 FOLDER = Path(__file__).resolve().parent / "options"
@@ -142,20 +142,28 @@ def load_table(name: str) -> OptionTable:
 def check_options(table: OptionTable, values: Mapping[str, Any], *, architecture: str) -> dict[str, Any]:
     """The options of a run, typed, from JSON or a form: numbers and bools may be texts, lists texts of lines or commas.
 
-    An empty text leaves its key to the trainer. Raises UserError, with the field `options.<key>`.
+    An empty text leaves its key to the trainer. Raises UserError about all that are wrong, each with the field
+    `options.<key>`.
     """
     checked: dict[str, Any] = {}
+    refusals = Refusals()
     for key, value in values.items():
-        option = _known(table, key)
-        if refusal := refusal_of(option):
-            raise UserError(refusal, field=option.field_name)
-        if not option.suits(architecture):
-            suited = ", ".join(sorted(option.architectures))
-            raise UserError(f"{key} is for {suited} only, and the model is {architecture}.", field=option.field_name)
-        if isinstance(value, str) and not value.strip():
-            continue
-        checked[key] = CONVERTERS[option.type](option, value)
+        with refusals.caught():
+            option = _usable(table, key, architecture)
+            if not isinstance(value, str) or value.strip():
+                checked[key] = CONVERTERS[option.type](option, value)
+    refusals.raise_any()
     return checked
+
+
+def _usable(table: OptionTable, key: str, architecture: str) -> StackOption:
+    option = _known(table, key)
+    if refusal := refusal_of(option):
+        raise UserError(refusal, field=option.field_name)
+    if not option.suits(architecture):
+        suited = ", ".join(sorted(option.architectures))
+        raise UserError(f"{key} is for {suited} only, and the model is {architecture}.", field=option.field_name)
+    return option
 
 
 def convert_option(option: StackOption, value: Any) -> Any:

@@ -93,6 +93,33 @@ def test_form_that_is_refused_says_why_at_the_field(browser, chosen, kohya, valu
     assert not Run.objects.exists()
 
 
+def test_everything_that_is_wrong_is_said_at_once(browser, chosen, kohya, alice, api_of):
+    own = {"scale_weight_norms": "lots", "huber_schedule": "never", "network_args": "rank_dropout=0.1"}
+    values = {"rank": "0", "warmup_steps": "-1", "min_snr_gamma": "5"}
+    answer = browser.post(to("new"), chosen | values | {f"option-{key}": value for key, value in own.items()})
+    wrong = {"rank", "warmup_steps", "option-scale_weight_norms"}
+    assert (answer.status_code, set(answer.context["form"].errors)) == (422, wrong | {"option-huber_schedule"})
+
+    asked = chosen | {"settings": values, "options": own | {"huber_schedul": "snr"}}
+    answer = api_of(alice).post("/api/v1/runs/", asked, format="json")
+    said = answer.json()
+    assert (answer.status_code, said["detail"]) == (400, said["errors"]["rank"][0])
+    own_wrong = {f"options.{key}" for key in ("scale_weight_norms", "huber_schedule", "huber_schedul")}
+    assert set(said["errors"]) == {"rank", "warmup_steps"} | own_wrong
+    assert not Run.objects.exists()
+
+
+def test_options_of_another_trainer_wait_until_it_is_chosen_again(browser, chosen, kohya):
+    typed = {"option-network_args": 'rank_dropout=0.1\nmodule_dropout="0"', "option-scale_weight_norms": "1.5"}
+    page = text(browser.post(to("options"), chosen | typed | {"stack": "builtin"}))
+    assert "2 options of another trainer or model wait until you choose it again." in page
+    assert '<input type="hidden" name="option-scale_weight_norms" value="1.5">' in page
+    assert 'value="rank_dropout=0.1\nmodule_dropout="0""' in page
+    assert "another trainer or model" not in text(browser.post(to("options"), chosen | typed))
+    answer = browser.post(to("new"), chosen | typed | {"stack": "builtin", "output_name": ""})
+    assert (answer.status_code, answer.context["form"].kept) == (422, typed)
+
+
 def test_preview_tells_what_the_trainer_cannot_express(browser, chosen, kohya):
     page = text(browser.post(to("preview"), chosen | {"ema_decay": "0.999"}))
     assert "Moving average (0.999) has no counterpart in Kohya sd-scripts." in page
