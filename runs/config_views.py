@@ -50,7 +50,7 @@ def _text_of(form: RunForm) -> str:
         raise UserError("Choose a dataset and a base model first.")
     stack = get_stack(chosen.get("stack") or "builtin")
     source: Dataset | DatasetVersion = chosen["dataset"]
-    pictures = version_files(source) if isinstance(source, DatasetVersion) else current_files(source)
+    pictures = _pictures_of(source)
     plan = plan_run(
         pictures=pictures,
         base_model=chosen["base_model"],
@@ -72,13 +72,20 @@ def _text_of(form: RunForm) -> str:
     return found.text
 
 
+def _pictures_of(source: Dataset | DatasetVersion) -> list[dict[str, Any]]:
+    return version_files(source) if isinstance(source, DatasetVersion) else current_files(source)
+
+
 @require_POST
 def read_config(request: HttpRequest) -> HttpResponse:
     """The run form again, filled in from a configuration; with what was left out."""
     stack = request.POST.get("stack") or "builtin"
     text = request.POST.get("config", "")
+    form = run_form(request, request.POST)
+    form.full_clean()
+    source = form.cleaned_data.get("dataset")
     try:
-        brought = read_configuration(stack, text)
+        brought = read_configuration(stack, text, _pictures_of(source) if source else ())
     except UserError as error:
         form = run_form(request, request.POST)
         context = {"form": form, "config": text, "config_error": error.message}

@@ -10,12 +10,12 @@ from datasets.selectors import version_files
 from lorapilot.errors import UserError
 from models_registry.models import BaseModel
 from models_registry.selectors import absolute_path, component_paths, find_by_path
-from runs import memory_ladder
+from runs import memory_ladder, profiles
 from runs.enums import DeviceKind
 from runs.models import Run, outputs_of
-from runs.spec import RunSpec
+from runs.spec import DEFAULTS, RunSpec
 from runs.stacks import get_stack
-from runs.stacks.base import Stack, TrainingJob, TrainingPicture
+from runs.stacks.base import Imported, Stack, TrainingJob, TrainingPicture
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +94,39 @@ class Brought:
     notes: list[str] = field(default_factory=list)
 
 
-def read_configuration(stack_key: str, text: str) -> Brought:
-    """What it says of the settings, the trainer's own options and the base model; and what was left out.
+def read_configuration(stack_key: str, text: str, pictures: Sequence[Mapping[str, Any]] = ()) -> Brought:
+    """What it says of the settings, the trainer's own options and the base model; and what was left out. `pictures`: of
+    the dataset, by which epochs become steps.
 
     Raises UserError with the line, or the field.
     """
     imported = get_stack(stack_key).read_config(text)
-    notes = list(imported.notes)
+    length, told = _length(imported, pictures)
+    notes = [*imported.notes, *told]
     base_model = find_by_path(imported.model) if imported.model else None
     if imported.model and base_model is None:
         notes.append(f"It names the base model {imported.model}, which is not registered here: choose one.")
-    return Brought(imported.values, imported.options, base_model, notes)
+    return Brought(imported.values | length, imported.options, base_model, notes)
+
+
+def _length(imported: Imported, pictures: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """Epochs and a share of warm-up as steps; and what to say about them."""
+    given = DEFAULTS | imported.values
+    found: dict[str, Any] = {}
+    told: list[str] = []
+    if imported.epochs and pictures:
+        steps = imported.epochs * profiles.updates_per_epoch(
+            sum(int(picture["repeats"]) for picture in pictures),
+            repeats=given["repeats"],
+            batch_size=given["batch_size"],
+            gradient_accumulation_steps=given["gradient_accumulation_steps"],
+        )
+        found["steps"] = min(steps, imported.values.get("steps", steps))
+        told.append(f"Its {imported.epochs} epochs are {steps:,} steps with this dataset.")
+    elif imported.epochs:
+        told.append(f"Its {imported.epochs} epochs are left out: choose the dataset and read it again, or set Steps.")
+    if imported.warmup_share and "steps" in found | imported.values:
+        found["warmup_steps"] = int(imported.warmup_share * (found | imported.values)["steps"])
+    elif imported.warmup_share:
+        told.append(f"Its warm-up of {imported.warmup_share:.0%} of the steps is left out: set Warm-up steps.")
+    return found, told

@@ -102,6 +102,7 @@ def fill(
     steps = steps_for(profile, images)
     precision, notes = _fit_precision(numbers.precision, device)
     below = BASE if base is None else base.values
+    warmup = int(steps * base.warmup_share) if base and base.warmup_share else below.get("warmup_steps", 0)
     if resolution != below.get("resolution", PROFILE_RESOLUTION):
         wanted = below.get("resolution", PROFILE_RESOLUTION)
         notes.append(f"Resolution {resolution} instead of {wanted}: {model_name} was made for {resolution} pixels.")
@@ -120,7 +121,7 @@ def fill(
         "text_encoder_learning_rate": numbers.text_encoder_learning_rate,
         "caption_tokens": numbers.caption_tokens,
         "precision": precision,
-        "warmup_steps": min(below.get("warmup_steps", 0), steps // 10),
+        "warmup_steps": min(warmup, steps // 10),
         "gradient_checkpointing": device != DeviceKind.CPU,
         "less_memory_when_out": True,
         "save_every_steps": max(1, steps // 5),

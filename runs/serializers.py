@@ -364,6 +364,7 @@ class OptionSerializer(serializers.Serializer[Any]):
 
 class ConfigTextSerializer(serializers.Serializer[Any]):
     config = serializers.CharField(trim_whitespace=False, allow_blank=True)
+    dataset = serializers.IntegerField(required=False, help_text="By its pictures, epochs become steps.")
 
 
 class BroughtSerializer(serializers.Serializer[Any]):

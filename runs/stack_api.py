@@ -10,7 +10,9 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from lorapilot.access import get_visible
+from datasets.models import Dataset
+from datasets.selectors import current_files
+from lorapilot.access import get_visible, signed_in
 from lorapilot.errors import Missing
 from runs.configs import configuration_of, read_configuration
 from runs.models import Run
@@ -51,7 +53,10 @@ class ReadConfigView(APIView):
         stack = _stack(key)
         given = ConfigTextSerializer(data=request.data)
         given.is_valid(raise_exception=True)
-        brought = read_configuration(stack.key, given.validated_data["config"])
+        chosen = given.validated_data.get("dataset")
+        dataset = get_visible(Dataset, signed_in(request), pk=chosen) if chosen is not None else None
+        pictures = current_files(dataset) if dataset else ()
+        brought = read_configuration(stack.key, given.validated_data["config"], pictures)
         return Response(
             {
                 "settings": brought.values,

@@ -242,6 +242,8 @@ class Imported:
     options: dict[str, Any]
     model: str = ""
     notes: list[str] = field(default_factory=list)  # what was left out, and why
+    epochs: int = 0  # how long it trains, where it says that instead of steps: those depend on the dataset
+    warmup_share: float = 0.0  # of the steps, where it says that
 
 
 class Stack(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,9 @@ from runs.stacks.base import (
     unheard,
     wrong_architecture,
 )
-from runs.stacks.importing import read_toml, take_keys, without_sections
+from runs.stacks.importing import read_toml, without_sections
 from runs.stacks.option_table import load_table
-from runs.stacks.sd_scripts_keys import READERS, keys_of
+from runs.stacks.sd_scripts_keys import keys_of, take
 
 TRAINER = settings.BASE_DIR / "lora_trainer" / "__main__.py"
 EVENTS_FILE = "events.jsonl"
@@ -130,10 +131,10 @@ class BuiltinStack:
         """The trainer's own TOML: its keys are those of sd-scripts."""
         keys = without_sections(read_toml(text))
         table = load_table("kohya")
-        taken = take_keys(table, {key: value for key, value in keys.items() if key in table.options}, READERS)
+        taken = take(table, {key: value for key, value in keys.items() if key in table.options})
         own = {key: value for key, value in keys.items() if key in ("ema_decay", "save_best")}
         lost = [f"{name} has no counterpart in {self.name}: left out." for name in taken.options]
-        return Imported(taken.values | own, {}, taken.model, [*taken.notes, *lost])
+        return replace(taken, values=taken.values | own, options={}, notes=[*taken.notes, *lost])
 
     def report(self, reading: Reading) -> Path:
         return reading.attempt_folder / EVENTS_FILE

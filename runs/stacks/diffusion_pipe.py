@@ -19,7 +19,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ from runs.stacks.base import (
 from runs.stacks.collecting import collect
 from runs.stacks.console import Failure, failure, judge, log_pieces, pieces
 from runs.stacks.diffusion_pipe_models import FAMILIES, model_files, refusal_of
-from runs.stacks.importing import Reader, flat, read_toml, reader, take_keys
+from runs.stacks.importing import Reader, as_spelled, flat, read_toml, reader, take_keys, taken_epochs
 from runs.stacks.installation import installation_error, program_of
 from runs.stacks.staging import staged_folders
 
@@ -191,14 +191,16 @@ class DiffusionPipeStack:
         """Its main TOML, or that of a dataset."""
         table = read_toml(text)
         keys = {f"{DATASET}{key}": value for key, value in table.items()} if "directory" in table else flat(table)
-        taken = take_keys(self.table(), _as_its_choices(self.table(), keys), READERS)
+        spelled = as_spelled(self.table(), keys, "optimizer.type")
+        epochs = taken_epochs(spelled, "epochs")
+        taken = take_keys(self.table(), spelled, READERS)
         if "model.unet_lr" in keys:  # it wins over the optimizer's
             taken.values["learning_rate"] = convert("learning_rate", keys["model.unet_lr"])
         if "optimizer.lr" in keys:
             taken.values.setdefault("lr_schedule", "constant")
         if keys.get("model.type") == "sdxl" and "learning_rate" in taken.values:  # at the same rate unless it says so
             taken.values.setdefault("text_encoder_learning_rate", taken.values["learning_rate"])
-        return taken
+        return replace(taken, epochs=epochs)
 
 
 # --- What has no counterpart ------------------------------------------------------------------------------------------
@@ -728,13 +730,3 @@ READERS: dict[str, Reader] = {
     "dataset.shuffle_tags": reader("shuffle_caption"),
     "dataset.num_repeats": reader("repeats"),
 }
-
-
-def _as_its_choices(table: option_table.OptionTable, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Names of optimizers in the table's letters: the trainer looks at some of them in lower case."""
-    chosen = dict(keys)
-    given = str(keys.get("optimizer.type", ""))
-    near = [name for name in table.options["optimizer.type"].choices if name.lower() == given.lower()]
-    if near:
-        chosen["optimizer.type"] = near[0]
-    return chosen

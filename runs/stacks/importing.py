@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lorapilot.errors import UserError
-from runs.spec import OPTIONS, RunSpec, convert
+from runs.spec import OPTIONS, RunSpec, convert, to_number
 from runs.stacks.base import Imported
 from runs.stacks.option_table import OptionTable, StackOption, convert_option
 
@@ -80,6 +80,19 @@ def without_sections(table: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in table.items():
         found |= dict(value) if isinstance(value, Mapping) else {key: value}
     return found
+
+
+def as_spelled(table: OptionTable, keys: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """`keys` with the choice under `name` as the table spells it, where a trainer reads it in any letters, or takes the
+    path of a class (`torch.optim.AdamW`) as well."""
+    given = str(keys.get(name, "")).rpartition(".")[2].lower()
+    found = [choice for choice in table.options[name].choices if choice.lower() == given]
+    return dict(keys) | ({name: found[0]} if found else {})
+
+
+def taken_epochs(keys: dict[str, Any], name: str) -> int:
+    """Epochs are taken out of `keys`; 0 when there are none. Raises UserError."""
+    return int(to_number(keys.pop(name, None) or 0, label=name, field="steps", whole=True))
 
 
 def reader(field: str) -> Reader:

@@ -58,9 +58,9 @@ from runs.stacks.base import (
 from runs.stacks.clip_tokenizer import tokenizer_files
 from runs.stacks.collecting import collect
 from runs.stacks.console import failure, judge, log_pieces, pieces, progress_bar, steps_per_second
-from runs.stacks.importing import read_toml, take_keys, without_sections
+from runs.stacks.importing import read_toml, without_sections
 from runs.stacks.installation import installation_error, program_of
-from runs.stacks.sd_scripts_keys import READERS, SAME, keys_of, named
+from runs.stacks.sd_scripts_keys import SAME, keys_of, named, take
 from runs.stacks.staging import staged_folders
 
 
@@ -247,7 +247,7 @@ class KohyaStack:
     def read_config(self, text: str) -> Imported:
         """A configuration for sd-scripts that somebody brings along."""
         keys = _as_by_name(without_sections(read_toml(text)))
-        taken = take_keys(self.table(), keys, READERS)
+        taken = take(self.table(), keys)
         rate = taken.values.get("learning_rate")
         if "unet_lr" in keys and "learning_rate" in keys:  # the denoiser's wins, wherever it is
             taken.values["learning_rate"] = convert("learning_rate", keys["unet_lr"])
@@ -397,8 +397,9 @@ def _schedule(job: TrainingJob) -> dict[str, Any]:
 
 def _as_by_name(keys: dict[str, Any]) -> dict[str, Any]:
     """A configuration that `_schedule` wrote, with the schedule as people write it."""
-    if not str(keys.pop("lr_scheduler_type", "")).startswith(SCHEDULE_MODULE):
+    if not str(keys.get("lr_scheduler_type", "")).startswith(SCHEDULE_MODULE):
         return keys
+    del keys["lr_scheduler_type"]
     arguments = named(keys.pop("lr_scheduler_args", []))
     for ours, theirs in (("num_warmup_steps", "lr_warmup_steps"), ("num_training_steps", "max_train_steps")):
         if ours in arguments:

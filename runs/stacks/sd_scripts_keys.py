@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lora_trainer.buckets import rules_in_proportion
 from lorapilot.errors import UserError
 from runs.spec import RunSpec
-from runs.stacks.importing import Reader, reader
+from runs.stacks.base import Imported
+from runs.stacks.importing import Reader, as_spelled, reader, take_keys, taken_epochs
+from runs.stacks.option_table import OptionTable
 
 SIZE = re.compile(r"(\d{1,5})(?:\s*,\s*(\d{1,5}))?", re.ASCII)
 PRECISION = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
@@ -110,6 +113,17 @@ def _network_args(value: Any) -> dict[str, Any]:
 def _optimizer_args(value: Any) -> dict[str, Any]:
     given = named(value)
     return {"weight_decay": given["weight_decay"]} if "weight_decay" in given else {}
+
+
+def take(table: OptionTable, keys: Mapping[str, Any]) -> Imported:
+    """A configuration in these keys. Raises UserError."""
+    given = as_spelled(table, keys, "optimizer_type")
+    epochs = taken_epochs(given, "max_train_epochs")
+    if epochs:
+        given.pop("max_train_steps", None)  # they win
+    warmup = given.get("lr_warmup_steps")
+    share = given.pop("lr_warmup_steps") if isinstance(warmup, float) and 0 < warmup < 1 else 0.0
+    return replace(take_keys(table, given, READERS), epochs=epochs, warmup_share=share)
 
 
 READERS: dict[str, Reader] = {key: reader(field) for key, field in SAME.items()} | {

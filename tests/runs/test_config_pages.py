@@ -152,6 +152,12 @@ def test_configuration_fills_the_form_and_says_what_is_left_out(browser, chosen)
     assert "names the base model gone, which is not registered here" in page
 
 
+def test_epochs_are_steps_of_the_chosen_dataset(browser, chosen):
+    answer = browser.post(to("read_config"), chosen | {"config": "max_train_epochs = 4"})
+    assert answer.context["form"]["steps"].value() == "12"
+    assert "Its 4 epochs are 12 steps with this dataset." in text(answer)
+
+
 def test_configuration_names_the_base_model_by_its_path(browser, chosen):
     config = 'pretrained_model_name_or_path = "pilot-tiny"\nnetwork_dim = 4'
     form = browser.post(to("read_config"), chosen | {"base_model": "", "config": config}).context["form"]

@@ -884,7 +884,6 @@ def test_configuration_that_somebody_brings_is_taken_over():
     }
     assert taken.model == "/data/FLUX.1-dev"
     assert taken.notes == [
-        "epochs is left out: set Steps instead.",
         "save_every_n_epochs is left out: set Checkpoint every instead.",
         "mystery is no option of Diffusion Pipe: left out.",
     ]

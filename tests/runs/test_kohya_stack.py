@@ -29,6 +29,7 @@ from runs.stacks.base import (
     TrainingJob,
     TrainingPicture,
 )
+from runs.stacks.builtin import BuiltinStack
 from runs.stacks.kohya import FAMILIES, KohyaStack
 from runs.supervision import follow
 from runs.supervision.follow import supervise_slice
@@ -217,7 +218,9 @@ def test_foreign_configuration_says_what_is_left_out(tmp_path):
         network_dim = 32
         learning_rate = 1e-4
         max_train_epochs = 10
-        optimizer_type = "DAdaptAdam"
+        lr_warmup_steps = 0.1
+        optimizer_type = "dadaptadam"
+        lr_scheduler_type = "torch.optim.lr_scheduler.OneCycleLR"
         wandb_api_key = "secret"
         train_data_dir = "/home/me/pictures"
         sdxl = true
@@ -226,7 +229,22 @@ def test_foreign_configuration_says_what_is_left_out(tmp_path):
     assert read.values == {"rank": 32, "learning_rate": 1e-4, "text_encoder_learning_rate": 1e-4}
     assert read.options == {"optimizer_type": "DAdaptAdam"}
     assert read.model == "sd_xl_base_1.0.safetensors"
-    assert [note.split()[0] for note in read.notes] == ["max_train_epochs", "wandb_api_key", "sdxl"]
+    assert [note.split()[0] for note in read.notes] == ["lr_scheduler_type", "wandb_api_key", "sdxl"]
+    assert (read.epochs, read.warmup_share) == (10, 0.1)
+
+
+@pytest.mark.parametrize("stack", [KohyaStack(), BuiltinStack()])
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("AdamW8Bit", "AdamW8bit"),
+        ("prodigy", "Prodigy"),
+        ("torch.optim.AdamW", "AdamW"),
+        ("bitsandbytes.optim.AdamW8bit", "AdamW8bit"),
+    ],
+)
+def test_optimizer_is_read_in_any_spelling(stack, written, read):
+    assert stack.read_config(f'optimizer_type = "{written}"').values["optimizer"] == read
 
 
 @pytest.mark.parametrize(

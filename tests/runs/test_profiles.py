@@ -106,3 +106,10 @@ def test_a_profile_keeps_what_it_does_not_set_and_sets_the_rest():
     filled = fill(Profile.QUICK_TEST, images=20, resolution=1024, device=DeviceKind.CUDA, model_name="SDXL", base=own)
     assert (filled.values["noise_offset"], filled.values["rank"], filled.values["steps"]) == (0.1, 32, 120)
     assert filled.options == {"min_bucket_reso": 512}
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [("0.05", 6), ("0.5", 12), ("5", 5), ("500", 12)])
+def test_warm_up_of_the_base_may_be_a_share_and_is_a_tenth_at_most(warmup, steps):
+    own = KohyaStack().read_config(f"lr_warmup_steps = {warmup}\n")
+    filled = fill(Profile.QUICK_TEST, images=20, resolution=1024, device=DeviceKind.CUDA, model_name="SDXL", base=own)
+    assert (filled.values["steps"], filled.values["warmup_steps"]) == (120, steps)

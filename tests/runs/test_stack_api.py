@@ -116,10 +116,34 @@ def test_read_config_gives_settings_options_and_the_model(workspace, alice, api_
             "settings": {"rank": 8},
             "options": {"min_bucket_reso": 512},
             "base_model": model.pk,
-            "notes": ["max_train_epochs is left out: set Steps instead."],
+            "notes": ["Its 3 epochs are left out: choose the dataset and read it again, or set Steps."],
         },
     )
     assert Run.objects.count() == 0
+
+
+def test_epochs_and_a_share_of_warm_up_become_steps_of_a_dataset(workspace, alice, charlie, api_of):
+    dataset = make_dataset(alice)
+    dataset.pictures.update(repeats=5)
+    assert dataset.pictures.count() == 3
+    config = "train_batch_size = 2\nmax_train_epochs = 10\nlr_warmup_steps = 0.05\n"
+    shown = api_of(alice).post(READ, {"config": config, "dataset": dataset.pk}).json()
+    assert shown["settings"] == {"batch_size": 2, "steps": 80, "warmup_steps": 4}
+    assert shown["notes"] == ["Its 10 epochs are 80 steps with this dataset."]
+    without = api_of(alice).post(READ, {"config": config}).json()
+    assert (without["settings"], len(without["notes"])) == ({"batch_size": 2}, 2)
+    assert api_of(charlie).post(READ, {"config": config, "dataset": dataset.pk}).status_code == 404
+
+    def steps_of(trainer, config):
+        asked = {"config": config, "dataset": dataset.pk}
+        return api_of(alice).post(f"{STACKS_URL}{trainer}/read-config/", asked).json()["settings"]["steps"]
+
+    assert steps_of("kohya", "max_train_steps = 7\nmax_train_epochs = 1") == 15  # epochs win
+    assert [steps_of("diffusion_pipe", f"epochs = 4\n{most}") for most in ("", "max_steps = 30", "max_steps = 90")] == [
+        60,
+        30,
+        60,
+    ]
 
 
 def test_read_config_says_when_the_model_is_not_here(workspace, alice, api_of):
