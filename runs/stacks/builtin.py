@@ -153,7 +153,7 @@ class BuiltinStack:
         last = last_events(reading.attempt_folder / EVENTS_FILE)
         if "error" in last:
             return refused(last["error"], exit_)
-        if "finished" in last and exit_.code == 0:
+        if "finished" in last and (exit_.code == 0 or exit_.stop_requested):  # a stop may come when all is done
             return _finished(reading.folder, last["finished"])
         if "stopped" in last:
             return Outcome(Status.STOPPED, _stopped(last["stopped"]))

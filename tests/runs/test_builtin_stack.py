@@ -146,6 +146,23 @@ def test_only_the_attempt_s_own_output_tells_why_it_ended(tmp_path):
     assert outcome.cause == Cause.OWN
 
 
+@pytest.mark.parametrize(
+    ("exit_", "status"),
+    [
+        (Exit(0, stop_requested=False), "succeeded"),
+        (Exit(1, stop_requested=True, signals=("SIGINT",)), "succeeded"),  # accelerate's word for any end by a signal
+        (Exit(-9, stop_requested=False), "errored"),
+    ],
+)
+def test_stop_that_comes_when_all_is_done_changes_nothing(tmp_path, exit_, status):
+    (tmp_path / "_logs").mkdir()
+    (tmp_path / "_logs" / "train.log").touch()
+    (tmp_path / "cat.safetensors").touch()
+    event = '{"v": 1, "event": "finished", "at": 1.0, "step": 9, "checkpoint": "cat.safetensors", "early": false}\n'
+    (tmp_path / "events.jsonl").write_text(event)
+    assert BuiltinStack().outcome(reading(tmp_path), exit_).status == status
+
+
 @pytest.mark.parametrize(("oom_kills", "cause"), [(0, Cause.KILLED), (1, Cause.OUT_OF_MEMORY)])
 def test_one_of_several_processes_that_is_gone_was_killed(tmp_path, oom_kills, cause):
     event = '{"v": 1, "event": "error", "at": 1.0, "code": "process_lost", "message": "Another process is gone."}\n'

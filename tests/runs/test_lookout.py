@@ -167,26 +167,39 @@ def test_lookout_outlives_what_goes_wrong_and_says_it_once(db, monkeypatch, capl
     assert said == [0, 1, 1, 1, 2]
 
 
+PARENT = """
+import subprocess, sys
+argvs = ["lorapilot.cluster", "io"], ["lorapilot.cluster", "gpu-1"], ["lorapilot.server"], ["lorapilot.other"]
+pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+children = [subprocess.Popen([sys.executable, "-m", *argv], **pipes) for argv in argvs]
+for child in children:
+    child.stdout.readline()
+print(*(child.pid for child in children), flush=True)
+input()
+for child in children:
+    child.communicate("\\n")
+print(flush=True)
+input()
+"""
+
+
 def test_running_children_are_told_by_what_they_run(tmp_path):
     (tmp_path / "lorapilot").mkdir()
     for module in ("cluster", "server", "other"):
         (tmp_path / "lorapilot" / f"{module}.py").write_text("print(flush=True); input()")
-    argvs = [("lorapilot.cluster", "io"), ("lorapilot.cluster", "gpu-1"), ("lorapilot.server",), ("lorapilot.other",)]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", *argv], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for argv in argvs
-    ]
-    for process in started:
-        process.stdout.readline()
-    running = children.running_children(psutil.Process().pid)
-    expected = dict(zip(("io", "gpu-1", "web"), started, strict=False))
-    assert running == {name: psutil.Process(process.pid).create_time() for name, process in expected.items()}
-    for process in started:
-        process.communicate("\n")
-    assert children.running_children(psutil.Process().pid) == {}
-    assert children.running_children(started[0].pid) == {}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", PARENT], cwd=tmp_path, **pipes) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        expected = {
+            name: psutil.Process(pid).create_time() for name, pid in zip(("io", "gpu-1", "web"), pids, strict=False)
+        }
+        assert children.running_children(parent.pid) == expected
+        assert children.running_children(pids[0]) == {}
+        parent.stdin.write("\n")
+        parent.stdin.flush()
+        parent.stdout.readline()
+        assert children.running_children(parent.pid) == {}
+        parent.communicate("\n")
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------

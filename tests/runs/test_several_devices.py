@@ -11,7 +11,7 @@ from runs.supervision.follow import supervise_slice
 from tests.factories import make_run, make_slot
 
 pytestmark = pytest.mark.django_db(transaction=True)
-VALUES = {"gpus": 2, "steps": 40, "batch_size": 1, "save_every_steps": 10, "sample_prompts": ["x"], "sample_steps": 1}
+VALUES = {"gpus": 2, "steps": 400, "batch_size": 1, "save_every_steps": 10, "sample_prompts": ["x"], "sample_steps": 1}
 
 
 def play_until(run, condition, attempts, seconds=120):
