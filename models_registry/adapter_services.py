@@ -6,7 +6,10 @@ read outside of transactions.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import shutil
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -67,7 +70,9 @@ def import_adapter(progress: jobs.Progress, *, upload_id: str) -> dict[str, Any]
     if upload is None or not (partial.exists() or _place_of(upload.pk).exists()):
         raise Missing("The uploaded file is no longer there. Upload it again.")
     try:
-        adapter = _take_in(upload.owner, partial, upload.filename, key=upload.pk, progress=progress)
+        adapter = _take_in(
+            upload.owner, partial, upload.filename, key=upload.pk, sha256=upload.sha256, progress=progress
+        )
     except UserError:
         partials.remove_partial(upload.pk)
         raise
@@ -77,10 +82,11 @@ def import_adapter(progress: jobs.Progress, *, upload_id: str) -> dict[str, Any]
 def add_file(owner: User, *, filename: str, content: BinaryIO) -> Adapter:
     """A LoRA file that came in one request. Raises UserError (no LoRA), Conflict (there already)."""
     name, key = _checked_filename(filename), uuid.uuid4()
-    with partials.locked_partial(key) as file:
-        while block := content.read(READ_BYTES):
-            file.write(block)
+    partials.ensure_room(settings.MAX_BODY_BYTES)
     try:
+        with partials.locked_partial(key) as file:
+            blocks = iter(lambda: content.read(READ_BYTES), b"")
+            partials.write_chunk(file, offset=0, room=MOST_BYTES, chunk=blocks)
         return _take_in(owner, partials.partial_path(key), name, key=key, progress=None)
     finally:
         partials.remove_partial(key)
@@ -91,18 +97,20 @@ def remove_stale_uploads() -> int:
     return uploads.remove_stale_uploads(AdapterUpload)
 
 
-def _take_in(owner: User, partial: Path, filename: str, *, key: uuid.UUID, progress: jobs.Progress | None) -> Adapter:
-    """Check the file, move it to its place, and write its row."""
+def _take_in(
+    owner: User, partial: Path, filename: str, *, key: uuid.UUID, progress: jobs.Progress | None, sha256: str = ""
+) -> Adapter:
+    """Check the file, move it to its place, and write its row. `sha256`: its checksum, where that was compared."""
     place = _place_of(key)
     source = place if place.exists() else partial
     contents = _contents(source, filename)
-    digest = _digest(source, progress)
+    digest = sha256 or _digest(source, progress)
     path = f"{FOLDER}/{place.name}"
     same = Adapter.objects.filter(owner=owner, sha256=digest).exclude(path=path).first()
     if same is not None:
         raise Conflict(f"You have this LoRA already: {same.name}.", field="filename")
     if source == partial:
-        partial.replace(place)
+        _move(partial, place)
     values = {
         "owner": owner,
         "name": filename.rpartition(".")[0][:100] or "LoRA",
@@ -118,6 +126,29 @@ def _take_in(owner: User, partial: Path, filename: str, *, key: uuid.UUID, progr
 
 def _place_of(key: uuid.UUID) -> Path:
     return workspace.folder(FOLDER) / f"{key}.safetensors"
+
+
+def _move(partial: Path, place: Path) -> None:
+    """Whole or not at all, also when the cache is on another disk."""
+    try:
+        partial.replace(place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy(partial, place)
+        partial.unlink()
+
+
+def _copy(partial: Path, place: Path) -> None:
+    draft = place.with_name(f".{place.name}.tmp")
+    try:
+        with partial.open("rb") as source, draft.open("wb") as target:
+            shutil.copyfileobj(source, target, READ_BYTES)
+            target.flush()
+            os.fsync(target.fileno())
+        draft.replace(place)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _contents(path: Path, filename: str) -> LoraContents:

@@ -1,9 +1,11 @@
 """The LoRA library: the final LoRAs of runs and uploaded files, for those who may see them, over pages and API."""
 
+import errno
 import hashlib
 import io
 import json
 import uuid
+from pathlib import Path
 
 import pytest
 from django.contrib.auth.models import Group
@@ -223,6 +225,58 @@ def test_upload_of_something_else_is_refused_and_leaves_nothing(
     assert [path for path in (workspace / "adapters").rglob("*") if path.is_file()] == []
 
 
+def test_upload_that_breaks_off_leaves_nothing(workspace, alice, everything):
+    class Broken(io.BytesIO):
+        def read(self, *_args):
+            raise OSError(28, "No space left on device")
+
+    before = everything()
+    with pytest.raises(OSError, match="No space left"):
+        adapter_services.add_file(alice, filename="cat.safetensors", content=Broken())
+    assert (everything(), partials.kept_uploads()) == (before, [])
+
+
+def test_upload_in_one_request_needs_room_on_the_disk(add, alice, monkeypatch):
+    monkeypatch.setattr(partials, "SPARE_BYTES", 1 << 60)
+    with pytest.raises(adapter_services.UserError, match="disk has no room"):
+        add(alice)
+    assert (Adapter.objects.count(), partials.kept_uploads()) == (0, [])
+
+
+@pytest.fixture
+def cache_on_another_disk(workspace, monkeypatch):
+    replace = Path.replace
+
+    def refuse(path, target):
+        if path.is_relative_to(workspace / "cache") and not Path(target).is_relative_to(workspace / "cache"):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+
+
+def test_upload_goes_from_one_disk_to_another(cache_on_another_disk, workspace, add, alice, lora_file):
+    adapter = add(alice)
+    assert (workspace / adapter.path).read_bytes() == lora_file()
+    assert ([path.name for path in (workspace / "adapters").iterdir()], partials.kept_uploads()) == (
+        [Path(adapter.path).name],
+        [],
+    )
+
+
+def test_upload_that_does_not_fit_on_the_other_disk_leaves_nothing(
+    cache_on_another_disk, workspace, add, alice, monkeypatch
+):
+    def fill(_source, target, *_args):
+        target.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(adapter_services.shutil, "copyfileobj", fill)
+    with pytest.raises(OSError, match="No space left"):
+        add(alice)
+    assert (list((workspace / "adapters").iterdir()), Adapter.objects.count()) == ([], 0)
+
+
 def test_upload_of_a_lora_that_one_has_is_refused(add, alice, bob):
     first = add(alice)
     with pytest.raises(adapter_services.Conflict, match="You have this LoRA already: cat"):
@@ -254,6 +308,13 @@ def test_upload_in_pieces_ends_in_the_library(workspace, alice, api_of, lora_fil
     assert (adapter.owner, adapter.sha256) == (alice, hashlib.sha256(content).hexdigest())
     assert (workspace / adapter.path).read_bytes() == content
     assert partials.kept_uploads() == []
+
+
+def test_upload_whose_checksum_was_compared_is_read_once(workspace, alice, api_of, lora_file, monkeypatch):
+    content = lora_file()
+    monkeypatch.setattr(adapter_services, "_digest", lambda *_args: pytest.fail("read again"))
+    sent(api_of(alice), content, sha256=hashlib.sha256(content).hexdigest())
+    assert Adapter.objects.get().sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_upload_goes_on_where_the_server_is(workspace, alice, api_of, lora_file):
