@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +21,7 @@ from urllib.parse import quote, urlsplit
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Q
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
@@ -100,7 +100,7 @@ def pull_now(entry: Entry, subdir: str, *, user: User | None, tell: Tell) -> Pul
 @jobs.job
 def pull_model(progress: Callable[..., None], *, pull_id: int) -> dict[str, Any]:
     """The job. Started over, it goes on where it was."""
-    pull = Pull.objects.select_related("requested_by").filter(pk=pull_id).first()
+    pull = Pull.objects.select_related("requested_by", "job").filter(pk=pull_id).first()
     if pull is None:
         return {}
     entry = manifest.find(pull.name)
@@ -111,9 +111,13 @@ def pull_model(progress: Callable[..., None], *, pull_id: int) -> dict[str, Any]
 
 
 def _wait_for_others(pull: Pull) -> None:
-    living = timezone.now() - timedelta(seconds=60)
+    """Those that have begun say something. Of those that only look whether they may, as this one, the older go first:
+    otherwise each would wait for the others."""
+    living = timezone.now() - jobs.SILENT_AFTER
     others = Pull.objects.filter(job__status=JobStatus.RUNNING, job__heartbeat_at__gt=living).exclude(pk=pull.pk)
-    if others.count() >= PULLS_AT_ONCE:
+    created_at = pull.job.created_at if pull.job else timezone.now()
+    is_first = Q(job__created_at__lt=created_at) | Q(job__created_at=created_at, pk__lt=pull.pk)
+    if others.filter(~Q(job__message="") | is_first).count() >= PULLS_AT_ONCE:
         raise jobs.JobPostponed(f"Waits: {PULLS_AT_ONCE} other models are being pulled.")
 
 

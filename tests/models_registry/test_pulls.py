@@ -338,6 +338,23 @@ def test_third_pull_waits_and_comes_back(stocked, staff, manifest_of):
     assert run(pull).status == JobStatus.SUCCEEDED
 
 
+def test_of_three_pulls_that_look_at_the_same_time_the_older_two_begin(stocked, staff, manifest_of):
+    manifest_of(FILE, *(f"p{n}|hf_repo|a/folder|x{n}" for n in range(2)))
+    first, second, third = (pulls.start_pull(staff, name) for name in ("p1", "one", "p0"))
+    Job.objects.update(status=JobStatus.RUNNING, heartbeat_at=timezone.now(), message="")  # all claimed, none begun
+    pulls._wait_for_others(first)
+    pulls._wait_for_others(second)
+    with pytest.raises(jobs.JobPostponed):
+        pulls._wait_for_others(third)
+
+
+def test_pull_waits_for_younger_ones_that_have_begun(stocked, staff, manifest_of):
+    manifest_of(FILE, *(f"p{n}|hf_repo|a/folder|x{n}" for n in range(2)))
+    pull, *_ = (pulls.start_pull(staff, name) for name in ("one", "p0", "p1"))
+    Job.objects.exclude(pk=pull.job_id).update(status=JobStatus.RUNNING, heartbeat_at=timezone.now(), message="Pulling")
+    assert run(pull).message == "Waits: 2 other models are being pulled."
+
+
 def test_rows_of_what_somebody_copied_here(stocked, models, alice):
     assert [row.installed for row in manifest_rows(alice)] == [False, False, False]
     folder = models / "diffusers" / "folder"
