@@ -140,7 +140,7 @@ class Client:
 
     def _continue(self, remote: Remote, part: _Part) -> None:
         """Ask for what is missing, and write it down until the connection ends."""
-        headers = {"Range": f"bytes={part.size}-", "If-Range": part.etag} if part.size else {}
+        headers = {"Range": f"bytes={part.size}-", "If-Range": part.etag} if part.size and part.etag else {}
         with self._ask(remote.url, headers) as response:
             if not _goes_on(response, part, remote):
                 part.restart(response.headers.get("ETag", ""))
@@ -266,7 +266,7 @@ def _refuse(response: http.client.HTTPResponse, place: Place) -> None:
 
 def _goes_on(response: http.client.HTTPResponse, part: _Part, remote: Remote) -> bool:
     """Does the answer continue what we have? Otherwise the file begins anew."""
-    if response.status == HTTPStatus.OK or not part.size:
+    if response.status == HTTPStatus.OK or not (part.size and part.etag):
         return False
     begins = f"bytes {part.size}-{remote.size - 1}/{remote.size}"
     return response.headers.get("Content-Range") == begins and response.headers.get("ETag") in (part.etag, None)
@@ -312,6 +312,8 @@ class _Part:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise Conflict(f"{target.name} is being pulled already.") from None
+            if not _is_still_at(file, path):  # who had the lock until now has finished, and the file its name
+                raise Conflict(f"{target.name} is being pulled already.")
             part = cls(file, path, remote, tell)
             part.resume()
             yield part
@@ -380,6 +382,13 @@ class _Part:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _is_still_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 class _Digests:

@@ -1,6 +1,7 @@
 """Files from the network, from a real server that misbehaves: the right bytes, or nothing under the file's name."""
 
 import hashlib
+import os
 import random
 import socket
 import ssl
@@ -104,6 +105,17 @@ def test_fetch_without_a_strong_etag_never_joins_two_answers(hub, models):
     assert (models / "vae" / "model.safetensors").read_bytes() == BODY
 
 
+def test_fetch_without_a_strong_etag_asks_for_the_whole_file_again(hub, models):
+    """Also where the server would go on with anything: `If-Range` without a validator means nothing."""
+    remote = remote_of(hub, sha256="")
+    weak = {"body": bytes(len(BODY)), "etag": 'W/"1"'}
+    hub.faults["model.safetensors"] = [weak | {"after": HALF, "breaks": True}, {"goes_on_anyway": True}]
+    fetch(hub, models, remote)
+    assert (models / "vae" / "model.safetensors").read_bytes() == BODY
+    assert ranges(hub) == [None, None]
+    assert [headers.get("If-Range") for headers in hub.requests_of("model.safetensors")] == [None, None]
+
+
 def test_fetch_of_a_file_that_always_changes_ends(hub, models):
     remote = remote_of(hub)
     hub.faults["model.safetensors"] = [{"etag": f'"{n}"', "after": HALF, "breaks": True} for n in range(9)]
@@ -177,6 +189,22 @@ def test_fetch_by_two_at_a_time_is_refused(hub, models):
     hub.go_on.set()
     first.join(20)
     assert (models / "vae" / "model.safetensors").read_bytes() == BODY
+
+
+def test_fetch_leaves_alone_what_another_process_has_finished_meanwhile(hub, models, monkeypatch):
+    """It opened the beginning before the other one gave it its name, and locks it after that."""
+    remote, target = remote_of(hub), models / "vae" / "model.safetensors"
+    lock = downloads_http.fcntl.flock
+
+    def finish_and_lock(file, how):
+        os.write(file.fileno(), BODY)
+        target.with_name("model.safetensors.part").rename(target)
+        lock(file, how)
+
+    monkeypatch.setattr(downloads_http.fcntl, "flock", finish_and_lock)
+    with pytest.raises(Conflict, match="is being pulled already"):
+        fetch(hub, models, remote)
+    assert (left_in(models), target.read_bytes() == BODY, hub.asked) == (["model.safetensors"], True, [])
 
 
 @pytest.mark.parametrize("closes", [False, True])
