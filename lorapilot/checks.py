@@ -75,7 +75,7 @@ def check_queue(**_: Any) -> list[CheckMessage]:
         wrong.append("ALT_CLUSTERS must have io")
     elif not io["timeout"] < io["retry"] or io["retry"] < DAY_SECONDS:
         wrong.append("io's retry must be a day, and above its timeout")
-    hint = "`retry` is a lease that begins at delivery: docs/operations.md, “The queue”."
+    hint = "`retry` is a lease that begins at delivery: docs/operations.md, “The task queue”."
     return [Error(f"Q_CLUSTER: {what}.", hint=hint, id="lorapilot.E002") for what in wrong]
 
 

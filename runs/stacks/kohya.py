@@ -664,7 +664,7 @@ FAILURES = (
     ),
     failure(
         r"expected str, bytes or os\.PathLike object, not NoneType",
-        "sd-scripts has no tokenizer for this model: get it on the Models page, or with `models pull`.",
+        "sd-scripts has no tokenizer for this model: get it on the Models page, or with `manage.py models pull`.",
     ),
     failure(
         r"extra keys not allowed @ data\[(.+?)\]$",
