@@ -6,14 +6,13 @@ Two spellings are known. Kohya's: `lora_unet_<path with underscores>` with `.lor
 
 import hashlib
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lora_trainer.layouts import DIFFUSERS_PREFIXES, KOHYA_PREFIXES
-from lora_trainer.safetensors_header import Header, read_header
+from lora_trainer.safetensors_header import Header, read_header, read_scalars
 
 KOHYA, DIFFUSERS = "kohya", "diffusers"
 # ending of a key: (what it is, spelling); both have alpha
@@ -26,7 +25,6 @@ ENDINGS = {
 }
 ADAPTER_METADATA = "lora_adapter_metadata"
 """Where diffusers keeps ranks and alphas, as JSON, since its keys have no room for alpha."""
-_SCALARS = {"F16": "<e", "F32": "<f", "F64": "<d"}
 _HASH_BLOCK_BYTES = 1 << 20
 
 
@@ -117,23 +115,13 @@ def read_lora_file(path: Path) -> LoraFile:
 
 def _read_alphas(path: Path, header: Header, modules: Mapping[str, FileModule]) -> None:
     """Alphas are single numbers among the tensors, or (diffusers) stand in the metadata."""
-    with path.open("rb") as file:
-        place = 8 + int.from_bytes(file.read(8), "little")
-        for key, tensor in header.tensors.items():
-            if key.endswith(".alpha") and tensor.elements == 1:
-                file.seek(place)
-                modules[key.removesuffix(".alpha")].alpha = _scalar(tensor.dtype, file.read(tensor.bytes))
-            place += tensor.bytes
+    alphas = {key for key in header.tensors if key.endswith(".alpha")}
+    for key, alpha in read_scalars(path, header, alphas).items():
+        modules[key.removesuffix(".alpha")].alpha = alpha
     settings = _adapter_settings(header.metadata)
     for module in modules.values():
         if module.alpha is None and module.spelling == DIFFUSERS:
             module.alpha = _alpha_in_settings(module, settings)
-
-
-def _scalar(dtype: str, raw: bytes) -> float | None:
-    if dtype == "BF16":  # the upper half of a float32
-        dtype, raw = "F32", b"\0\0" + raw
-    return float(struct.unpack(_SCALARS[dtype], raw)[0]) if dtype in _SCALARS else None
 
 
 def _adapter_settings(metadata: Mapping[str, str]) -> dict[str, Any]:

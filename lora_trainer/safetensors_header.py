@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+import struct
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +29,8 @@ BITS = {
     **dict.fromkeys(("I32", "U32", "F32"), 32),
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
 }
+
+SCALARS = {"F16": "<e", "F32": "<f", "F64": "<d"}
 
 
 class HeaderError(Exception):
@@ -89,6 +92,25 @@ def read_header(path: str | os.PathLike[str], *, most_bytes: int = MAX_HEADER_BY
         tensors=MappingProxyType(_checked_tensors(name, entries, file_bytes - 8 - length)),
         file_bytes=file_bytes,
     )
+
+
+def read_scalars(path: Path, header: Header, keys: Container[str]) -> dict[str, float]:
+    """The values of those `keys` of the file with this header that are single numbers, of a type with a point."""
+    found: dict[str, float] = {}
+    with path.open("rb") as file:
+        place = 8 + int.from_bytes(file.read(8), "little")
+        for key, tensor in header.tensors.items():
+            if key in keys and tensor.elements == 1 and tensor.dtype in ("BF16", *SCALARS):
+                file.seek(place)
+                found[key] = _scalar(tensor.dtype, file.read(tensor.bytes))
+            place += tensor.bytes
+    return found
+
+
+def _scalar(dtype: str, raw: bytes) -> float:
+    if dtype == "BF16":  # the upper half of a float32
+        dtype, raw = "F32", b"\0\0" + raw
+    return float(struct.unpack(SCALARS[dtype], raw)[0])
 
 
 def _header_length(name: str, first: bytes, file_bytes: int) -> int:

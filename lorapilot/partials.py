@@ -23,7 +23,6 @@ from lorapilot import workspace
 from lorapilot.errors import Conflict, UserError
 
 SPARE_BYTES = 1024**3  # stays free on the disk: trainings write there too
-READ_BYTES = 1024**2
 UUID_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -76,11 +75,7 @@ def write_chunk(file: BinaryIO, *, offset: int, room: int, chunk: Iterable[bytes
 
 
 def hash_partial(upload_id: uuid.UUID) -> str:
-    digest = hashlib.sha256()
-    with partial_path(upload_id).open("rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+    return workspace.sha256_of(partial_path(upload_id))
 
 
 def kept_uploads() -> list[uuid.UUID]:

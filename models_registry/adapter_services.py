@@ -7,7 +7,6 @@ read outside of transactions.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 import uuid
@@ -26,7 +25,7 @@ from lorapilot.models import Job, User
 from lorapilot.services import record
 from lorapilot.uploads import plain_name
 from models_registry.adapter_selectors import file_of
-from models_registry.lora_recognition import PICKLES, LoraContents, Unrecognised, recognise_lora
+from models_registry.lora_recognition import LoraContents, Unrecognised, recognise_lora, refuse_pickle
 from models_registry.models import Adapter, AdapterTag, AdapterUpload, BaseModel
 
 FOLDER = "adapters"  # of the workspace: uploaded files, `<key of the upload>.safetensors`
@@ -46,12 +45,10 @@ def start_upload(owner: User, *, filename: str, size: int, sha256: str = "") -> 
 
 def _checked_filename(filename: str) -> str:
     name = plain_name(filename)
-    if name.lower().endswith(PICKLES):
-        raise UserError(
-            f"{name} is a pickle file, which can run any program when it is opened. "
-            "Get the .safetensors version of this LoRA, or convert it.",
-            field="filename",
-        )
+    try:
+        refuse_pickle(name)
+    except Unrecognised as error:
+        raise UserError(str(error), field="filename") from None
     if not name.lower().endswith(".safetensors"):
         raise UserError("Upload a .safetensors file.", field="filename")
     return name
@@ -104,7 +101,9 @@ def _take_in(
     place = _place_of(key)
     source = place if place.exists() else partial
     contents = _contents(source, filename)
-    digest = sha256 or _digest(source, progress)
+    digest = sha256 or workspace.sha256_of(
+        source, lambda done: progress(done, contents.bytes, "Computing the checksum") if progress else None
+    )
     path = f"{FOLDER}/{place.name}"
     same = Adapter.objects.filter(owner=owner, sha256=digest).exclude(path=path).first()
     if same is not None:
@@ -156,17 +155,6 @@ def _contents(path: Path, filename: str) -> LoraContents:
         return recognise_lora(path, name=filename)
     except Unrecognised as error:
         raise UserError(str(error), field="filename") from None
-
-
-def _digest(path: Path, progress: jobs.Progress | None) -> str:
-    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
-    with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-            done += len(block)
-            if progress:
-                progress(done, total, "Computing the checksum")
-    return digest.hexdigest()
 
 
 def _base_model_of(contents: LoraContents) -> BaseModel | None:

@@ -17,7 +17,6 @@ from models_registry.part_layouts import is_vae
 from models_registry.recognition import (
     DEFAULT_PREDICTION,
     DEFAULT_RESOLUTION,
-    PICKLES,
     PREDICTION_TYPES,
     RESOLUTIONS,
     TITLES,
@@ -26,6 +25,7 @@ from models_registry.recognition import (
     Recognised,
     Unrecognised,
     header_of,
+    is_pickle,
     part_of,
 )
 from models_registry.tensor_layouts import Denoiser
@@ -224,7 +224,7 @@ class _Folder:
             if (self.folder / index).exists():
                 self._note_variant(part, variant)
                 return self._shards(part, index)
-        pickles = sorted(file.name for file in (self.folder / part).iterdir() if file.suffix.lower() in PICKLES)
+        pickles = sorted(file.name for file in (self.folder / part).iterdir() if is_pickle(file.name))
         if pickles:
             raise Unrecognised(
                 f"The {part} of {self.folder.name} is a pickle file ({pickles[0]}), which can run any program when it "

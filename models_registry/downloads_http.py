@@ -31,6 +31,7 @@ from urllib.parse import urljoin, urlsplit
 
 from django.conf import settings
 
+from lorapilot import workspace
 from lorapilot.errors import Conflict, NotAllowed, UserError
 from lorapilot.outbound import Connection, Interrupted, Place, find_place
 
@@ -377,11 +378,7 @@ class _Part:
             raise Conflict(f"{target.name} has appeared meanwhile. Move it away, or keep it.")
         self.path.rename(target)
         self.etag_path.unlink(missing_ok=True)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        workspace.sync_folder(target.parent)
 
 
 def _is_still_at(file: BinaryIO, path: Path) -> bool:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.safetensors_header import Header, HeaderError, Tensor, read_header
+from lora_trainer.safetensors_header import Header, HeaderError, Tensor, read_header, read_scalars
 from models_registry.lora_layouts import (
     ALPHA,
     BASE_VERSIONS,
@@ -32,16 +32,14 @@ from models_registry.lora_layouts import (
     WRAPPER,
     Ending,
 )
-from models_registry.tensor_layouts import Unrecognised
+from models_registry.recognition import Unrecognised, is_pickle, pickle_sentence
 
 MOST_HEADER_BYTES = 16 << 20  # one with 20,000 tensors and large tables of tags has a quarter of it
 MOST_TENSORS = 100_000
 MOST_ALPHAS = 20_000
 MOST_RANK = 1_000_000  # a tensor without numbers may claim any
 MOST_ROWS, MOST_VALUE_CHARACTERS = 300, 2000  # of the metadata that is shown
-PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 ADAPTER_METADATA = "lora_adapter_metadata"  # where diffusers keeps alphas, as JSON: its keys have no room for them
-_SCALARS = {"F16": "<e", "F32": "<f", "F64": "<d"}
 _BY_TEXT = sorted(ENDINGS, key=lambda ending: -len(ending.text))
 
 
@@ -122,12 +120,14 @@ def recognise_lora(path: Path, *, name: str = "") -> LoraContents:
     )
 
 
+def refuse_pickle(name: str) -> None:
+    """Raises Unrecognised for a file that is called like one."""
+    if is_pickle(name):
+        raise Unrecognised(f"{pickle_sentence(name)} Get the .safetensors version of this LoRA, or convert it.")
+
+
 def _header_of(path: Path, name: str) -> Header:
-    if Path(name).suffix.lower() in PICKLES:
-        raise Unrecognised(
-            f"{name} is a pickle file, which can run any program when it is opened. "
-            "Get the .safetensors version of this LoRA, or convert it."
-        )
+    refuse_pickle(name)
     try:
         header = read_header(path, most_bytes=MOST_HEADER_BYTES)
     except HeaderError as error:
@@ -238,26 +238,13 @@ def _most_common(values: Counter[Any], otherwise: Any) -> Any:
 # --- Alphas -----------------------------------------------------------------------------------------------------------
 def _read_alphas(path: Path, header: Header, modules: Mapping[str, _Module]) -> None:
     """Alphas are single numbers among the tensors, or stand in the metadata."""
-    with path.open("rb") as file:
-        place = 8 + int.from_bytes(file.read(8), "little")
-        read = 0
-        for key, tensor in header.tensors.items():
-            module = modules.get(key.removesuffix(ALPHA)) if key.endswith(ALPHA) else None
-            if module is not None and tensor.elements == 1 and read < MOST_ALPHAS:
-                file.seek(place)
-                module.alpha = _finite(_scalar(tensor.dtype, file.read(tensor.bytes)))
-                read += 1
-            place += tensor.bytes
+    alphas = (key for key in header.tensors if key.endswith(ALPHA) and key.removesuffix(ALPHA) in modules)
+    for key, alpha in read_scalars(path, header, set(islice(alphas, MOST_ALPHAS))).items():
+        modules[key.removesuffix(ALPHA)].alpha = _finite(alpha)
     said = _alpha_in_metadata(header.metadata)
     for module in modules.values():
         if module.alpha is None and module.part == DENOISER:
             module.alpha = said
-
-
-def _scalar(dtype: str, raw: bytes) -> float | None:
-    if dtype == "BF16":  # the upper half of a float32
-        dtype, raw = "F32", b"\0\0" + raw
-    return float(struct.unpack(_SCALARS[dtype], raw)[0]) if dtype in _SCALARS else None
 
 
 def _alpha_in_metadata(metadata: Mapping[str, str]) -> float | None:
@@ -275,8 +262,8 @@ def _alpha_in_metadata(metadata: Mapping[str, str]) -> float | None:
     return None
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 # --- Metadata, to be shown --------------------------------------------------------------------------------------------
@@ -307,4 +294,13 @@ def _row(key: str, value: str) -> MetadataRow:
     return MetadataRow(group, key[:200], shown, is_cut=len(value) > MOST_VALUE_CHARACTERS)
 
 
-__all__ = ["STYLES", "LoraContents", "LoraPart", "MetadataRow", "Unrecognised", "metadata_rows", "recognise_lora"]
+__all__ = [
+    "STYLES",
+    "LoraContents",
+    "LoraPart",
+    "MetadataRow",
+    "Unrecognised",
+    "metadata_rows",
+    "recognise_lora",
+    "refuse_pickle",
+]

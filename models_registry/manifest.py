@@ -22,7 +22,7 @@ from django.conf import settings
 from lorapilot import workspace
 from lorapilot.errors import Missing
 from models_registry.enums import ATTACHABLE, Architecture, describe_role
-from models_registry.recognition import PICKLES
+from models_registry.recognition import is_pickle
 
 Kind = Literal["hf_file", "hf_repo", "url"]
 KINDS = ("hf_file", "hf_repo", "url")
@@ -245,10 +245,6 @@ def checked_folder(subdir: str) -> str:
 def is_safe_path(path: str) -> bool:
     """True for a relative path that is made of safe names only and stays below where it starts."""
     return len(path) <= 400 and all(workspace.is_safe_name(part) for part in path.split("/"))
-
-
-def is_pickle(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in PICKLES
 
 
 def _check_hf_file(entry: Entry) -> None:

@@ -5,14 +5,14 @@ As in recognition.py: no Django, no torch, names of files prove nothing, millise
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_trainer.safetensors_header import Header, Tensor
 from models_registry import tensor_layouts
 from models_registry.part_layouts import find_part
-from models_registry.recognition import PICKLES, Unrecognised, header_of
+from models_registry.recognition import Unrecognised, header_of, is_pickle, pickle_sentence
 
 # What a diffusers folder calls its text encoders → what they are, by architecture.
 FOLDER_ENCODERS: Mapping[str, Mapping[str, str]] = {
@@ -50,14 +50,12 @@ def recognise_part(path: Path) -> RecognisedPart:
     """What part of a model the .safetensors file or the folder is. Raises Unrecognised with a sentence."""
     if path.is_dir():
         return _recognise_folder(path)
-    if path.suffix.lower() in PICKLES:
-        raise Unrecognised(
-            f"{path.name} is a pickle file, which can run any program when it is opened. "
-            "Convert it to .safetensors, or get the .safetensors version."
-        )
+    if is_pickle(path.name):
+        remedy = "Convert it to .safetensors, or get the .safetensors version."
+        raise Unrecognised(f"{pickle_sentence(path.name)} {remedy}")
     if path.suffix.lower() != ".safetensors":
         raise Unrecognised(f"{path.name} is no .safetensors file.")
-    if is_sharded(path.parent):
+    if is_sharded(file.name for file in path.parent.iterdir()):
         raise Unrecognised(f"{path.name} is one of several pieces. Name the folder {path.parent.name} instead.")
     header = header_of(path)
     return _named(path.name, header.tensors, header.file_bytes)
@@ -74,8 +72,9 @@ def is_part_folder(names: list[str]) -> bool:
     return "config.json" in names and any(name.endswith(".safetensors") for name in names)
 
 
-def is_sharded(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors.index.json"))
+def is_sharded(names: Iterable[str]) -> bool:
+    """Whether the weights among files of these names are pieces of one whole."""
+    return any(name.endswith(".safetensors.index.json") for name in names)
 
 
 def _recognise_folder(folder: Path) -> RecognisedPart:

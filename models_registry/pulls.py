@@ -36,6 +36,7 @@ from models_registry.downloads_http import Client, Denied, Remote
 from models_registry.manifest import Entry
 from models_registry.manifest_selectors import PullStatus, manifest_rows, pull_status, status_of, target_of
 from models_registry.models import Pull
+from models_registry.recognition import is_pickle
 
 STAFF_ONLY = "Only staff can pull models. Ask whoever runs this installation."
 FILES_AT_ONCE = 4
@@ -233,7 +234,7 @@ def _hub_source(entry: Entry, answer: Any) -> Source:
 
 def _is_wanted(entry: Entry, path: str) -> bool:
     """Not the hub's own hidden files, and no pickles. Raises UserError for a wanted name that is no safe path."""
-    if not entry.provides(path) or path.startswith(".") or manifest.is_pickle(path):
+    if not entry.provides(path) or path.startswith(".") or is_pickle(path):
         return False
     if not manifest.is_safe_path(path):
         raise UserError(f"{entry.repository} has a file called {ascii(path)[:200]}, which is no safe name here.")

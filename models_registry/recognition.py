@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lora_trainer.safetensors_header import Header, HeaderError, Tensor, read_header
 from models_registry import tensor_layouts
@@ -88,11 +88,9 @@ def recognise(path: Path, *, root: Path) -> Recognised:
 
     if path.is_dir():
         return recognise_folder(path, root=root)
-    if path.suffix.lower() in PICKLES:
-        raise Unrecognised(
-            f"{path.name} is a pickle file, which can run any program when it is opened. "
-            "Convert it to .safetensors, or get the .safetensors version of this model."
-        )
+    if is_pickle(path.name):
+        remedy = "Convert it to .safetensors, or get the .safetensors version of this model."
+        raise Unrecognised(f"{pickle_sentence(path.name)} {remedy}")
     if path.suffix.lower() != ".safetensors":
         raise Unrecognised(f"{path.name} is no .safetensors file. Only .safetensors files can be base models.")
     return recognise_file(path)
@@ -121,6 +119,15 @@ def recognise_file(path: Path) -> Recognised:
         metadata=header.metadata,
         notes=(*notes, *_assumptions(header, denoiser)),
     )
+
+
+def is_pickle(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in PICKLES
+
+
+def pickle_sentence(name: str) -> str:
+    """Why nothing here opens such a file."""
+    return f"{name} is a pickle file, which can run any program when it is opened."
 
 
 def header_of(path: Path) -> Header:
@@ -195,7 +202,9 @@ __all__ = [
     "Recognised",
     "Unrecognised",
     "header_of",
+    "is_pickle",
     "part_of",
+    "pickle_sentence",
     "recognise",
     "recognise_file",
 ]

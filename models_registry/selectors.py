@@ -204,52 +204,42 @@ def _part_summary(path: Path, _changed_at: int) -> tuple[str, str, int] | None:
 def _parts_below(root: Path) -> Iterator[Path]:
     """.safetensors files, and folders with a config.json beside them; not in hidden, linked, diffusers or LoRA
     folders."""
-    for here, names in _folders_below(root):
+    for here, names, is_pipeline in _folders_below(root):
+        if is_pipeline:
+            continue
         if here != root and is_part_folder(names):
             yield here
-        if not is_sharded(here):
-            for name in sorted(names):
+        if not is_sharded(names):
+            for name in names:
                 if name.endswith(".safetensors"):
                     yield here / name
 
 
-def _folders_below(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    entries = 0
-    for folder, folders, files in os.walk(root):
-        entries += len(folders) + len(files)
-        if entries > MOST_ENTRIES:
-            return
-        folders[:] = _worth_a_look(Path(folder), root, folders)
-        if "model_index.json" in files and Path(folder) != root:
-            folders.clear()
-        else:
-            yield Path(folder), files
-
-
-def _worth_a_look(here: Path, root: Path, folders: list[str]) -> list[str]:
-    return sorted(name for name in folders if not name.startswith(".") and (here, name) != (root, LORAS))
-
-
 def _models_below(root: Path, registered: set[str]) -> Iterator[Path]:
     """Diffusers folders and .safetensors files that are not registered; not in hidden, linked or LoRA folders."""
+    for here, names, is_pipeline in _folders_below(root):
+        if is_pipeline:
+            paths = [here]
+        else:
+            paths = [here / name for name in names if name.endswith(".safetensors") and not (here / name).is_symlink()]
+        yield from (path for path in paths if path.relative_to(root).as_posix() not in registered)
+
+
+def _folders_below(root: Path) -> Iterator[tuple[Path, list[str], bool]]:
+    """Folders with the names of their files, and whether they are diffusers folders, whose inside is left out."""
     entries = 0
     for folder, folders, files in os.walk(root):
         here = Path(folder)
         entries += len(folders) + len(files)
         if entries > MOST_ENTRIES:
             return
-        folders[:] = _worth_a_look(here, root, folders)
-        relative = here.relative_to(root).as_posix()
-        if "model_index.json" in files and here != root:
-            folders.clear()
-            if relative not in registered:
-                yield here
-            continue
-        for name in sorted(files):
-            path = here / name
-            is_new = path.relative_to(root).as_posix() not in registered
-            if name.endswith(".safetensors") and is_new and not path.is_symlink():
-                yield path
+        is_pipeline = "model_index.json" in files and here != root
+        folders[:] = [] if is_pipeline else _worth_a_look(here, root, folders)
+        yield here, sorted(files), is_pipeline
+
+
+def _worth_a_look(here: Path, root: Path, folders: list[str]) -> list[str]:
+    return sorted(name for name in folders if not name.startswith(".") and (here, name) != (root, LORAS))
 
 
 __all__ = [

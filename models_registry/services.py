@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 BUNDLED = ("pilot-tiny",)
 BUNDLED_FROM = Path(lora_trainer.__file__).parent / "assets"
-READ_BYTES = 4 * 1024**2
 MOST_PATH_CHARACTERS = 500
 STAFF_ONLY = "Only staff can register and remove base models. Ask whoever runs this installation."
 
@@ -213,7 +212,7 @@ def _hash(components: list[ModelComponent], progress: Callable[..., None], done:
     done_before = done + sum(component.bytes for component in components if component.sha256)
     for component in components:
         if not component.sha256:
-            component.sha256 = _sha256(component, partial(_tell, progress, done_before, total))
+            component.sha256 = _sha256(component, progress, done_before, total)
             ModelComponent.objects.filter(pk=component.pk).update(sha256=component.sha256)
             done_before += component.bytes
     return done_before
@@ -230,18 +229,13 @@ def combined_sha256(digests: list[str]) -> str:
     return hashlib.sha256("".join(f"{digest}\n" for digest in sorted(digests)).encode()).hexdigest()
 
 
-def _sha256(component: ModelComponent, tell: Callable[[int], None]) -> str:
+def _sha256(component: ModelComponent, progress: Callable[..., None], done_before: int, total: int) -> str:
     """Of a file; of an attached folder that of its files, combined as those of a model are."""
     digests, read = [], 0
     try:
         for path in selectors.component_files(component):
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while chunk := file.read(READ_BYTES):
-                    digest.update(chunk)
-                    read += len(chunk)
-                    tell(read)
-            digests.append(digest.hexdigest())
+            digests.append(workspace.sha256_of(path, partial(_tell, progress, done_before + read, total)))
+            read += path.stat().st_size
     except (OSError, ValueError):
         raise UserError(f"{component.path} cannot be read. Put it back, or {_take_off(component)}.") from None
     if read != component.bytes:

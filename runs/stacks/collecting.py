@@ -27,7 +27,7 @@ def collect(source: Path, target: Path, metadata: Mapping[str, str]) -> Collecte
     missing, or when `source` is no complete safetensors file.
     """
     if not source.is_file():
-        return _digest(target) if target.is_file() else None
+        return digest_of(target)
     draft = target.with_name(f".{target.name}.tmp")
     collected = _rewrite(source, draft, metadata)
     if collected is None:
@@ -56,10 +56,8 @@ def _rewrite(source: Path, draft: Path, metadata: Mapping[str, str]) -> Collecte
 
 
 def digest_of(path: Path) -> Collected | None:
-    """A file that stays where it is; None when it is missing."""
-    return _digest(path) if path.is_file() else None
-
-
-def _digest(path: Path) -> Collected:
+    """Of a file as it is; None when it is missing."""
+    if not path.is_file():
+        return None
     with path.open("rb") as file:
         return Collected(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())

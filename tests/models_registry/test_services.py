@@ -156,7 +156,7 @@ def test_hash_of_a_folder_is_that_of_its_sorted_digests(tiny, models):
 
 
 def test_hash_goes_on_behind_what_is_done_and_counts_bytes(tiny, monkeypatch):
-    monkeypatch.setattr(services, "READ_BYTES", 1024**2)
+    monkeypatch.setattr("lorapilot.workspace.READ_BYTES", 1024**2)
     base_model = services.register_base_model(path="tiny")
     seen = []
 

@@ -17,6 +17,7 @@ from django.urls import reverse
 from lorapilot import jobs, partials
 from lorapilot.models import AuditEntry, Job, JobStatus, User
 from lorapilot.services import share
+from lorapilot.workspace import sha256_of
 from models_registry import adapter_services
 from models_registry.models import Adapter, AdapterTag, AdapterUpload, BaseModel
 from runs import library, publishing, services
@@ -311,10 +312,15 @@ def test_upload_in_pieces_ends_in_the_library(workspace, alice, api_of, lora_fil
 
 
 def test_upload_whose_checksum_was_compared_is_read_once(workspace, alice, api_of, lora_file, monkeypatch):
-    content = lora_file()
-    monkeypatch.setattr(adapter_services, "_digest", lambda *_args: pytest.fail("read again"))
+    content, read = lora_file(), []
+
+    def counted(path, *tell):
+        read.append(path)
+        return sha256_of(path, *tell)
+
+    monkeypatch.setattr("lorapilot.workspace.sha256_of", counted)
     sent(api_of(alice), content, sha256=hashlib.sha256(content).hexdigest())
-    assert Adapter.objects.get().sha256 == hashlib.sha256(content).hexdigest()
+    assert (Adapter.objects.get().sha256, len(read)) == (hashlib.sha256(content).hexdigest(), 1)
 
 
 def test_upload_goes_on_where_the_server_is(workspace, alice, api_of, lora_file):
