@@ -23,6 +23,12 @@ def signed_in(request: HttpRequest) -> User:
     return cast("User", request.user)
 
 
+def require_staff(user: User | None, refusal: str) -> None:
+    """Raises NotAllowed for others. None is the installation itself: its start, its commands."""
+    if user is not None and not user.is_staff:
+        raise NotAllowed(refusal)
+
+
 class SharedQuerySet(models.QuerySet[Any]):
     def visible_to(self, user: Viewer) -> Self:
         if not user.is_authenticated or not user.is_active:

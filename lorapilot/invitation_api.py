@@ -5,7 +5,6 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-from django.contrib.auth.models import Group
 from django.db.models import QuerySet
 from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import extend_schema
@@ -15,9 +14,10 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from lorapilot import invitations
-from lorapilot.access import signed_in
+from lorapilot.access import require_staff, signed_in
 from lorapilot.invitation_views import address_of
 from lorapilot.models import Invitation
+from lorapilot.serializers import named_groups
 
 
 class InvitationSerializer(serializers.ModelSerializer[Invitation]):
@@ -47,9 +47,7 @@ class NewInvitationSerializer(serializers.Serializer[Any]):
     days = serializers.IntegerField(
         default=invitations.DAYS, help_text=f"How long it is valid: 1 to {invitations.DAYS_AT_MOST}."
     )
-    groups = serializers.SlugRelatedField(
-        slug_field="name", many=True, required=False, queryset=Group.objects.all(), help_text="Of the new account."
-    )
+    groups = named_groups("Of the new account.")
 
 
 class IssuedInvitationSerializer(InvitationSerializer):
@@ -79,7 +77,8 @@ class InvitationListView(generics.ListAPIView[Invitation]):
         responses={201: IssuedInvitationSerializer},
     )
     def post(self, request: Request) -> Response:
-        staff = invitations.require_staff(signed_in(request))
+        staff = signed_in(request)
+        require_staff(staff, invitations.STAFF_ONLY)
         new = NewInvitationSerializer(data=request.data)
         new.is_valid(raise_exception=True)
         made, secret = invitations.create_invitation(staff, request=request, **new.validated_data)

@@ -14,8 +14,8 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 from rest_framework.throttling import AnonRateThrottle
 
-from lorapilot import invitations
-from lorapilot.access import signed_in
+from lorapilot import invitations, services
+from lorapilot.access import require_staff, signed_in
 from lorapilot.accounts import INVITATION
 from lorapilot.errors import Missing, UserError
 from lorapilot.forms import InvitationForm
@@ -38,7 +38,8 @@ def address_of(request: HttpRequest, secret: str) -> str:
 @never_cache
 def invitation_list(request: HttpRequest) -> HttpResponse:
     """All invitations, and the form that makes one. The page after it shows the link, once."""
-    staff = invitations.require_staff(signed_in(request))
+    staff = signed_in(request)
+    require_staff(staff, invitations.STAFF_ONLY)
     form = InvitationForm(request.POST if request.method == "POST" else None)
     made = link = None
     if form.is_valid():
@@ -75,7 +76,7 @@ def open_invitation(request: HttpRequest, secret: str) -> HttpResponse:
     if not throttle.allow_request(request, None):  # type: ignore[arg-type]  # see above
         message = "Too many tries. Wait a minute, then open the link again."
         return render(request, "refused.html", {"message": message}, status=HTTPStatus.TOO_MANY_REQUESTS)
-    digest = invitations.digest_of(secret)
+    digest = services.digest_of(secret)
     if invitations.find_open(digest) is None:
         raise Missing("This invitation was used or revoked, has expired, or is cut off. Ask for a new one.")
     request.session[INVITATION] = digest

@@ -6,7 +6,6 @@ expired opens nothing. The secret of a link exists in the link alone: its row ha
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Iterable
 from datetime import timedelta
@@ -17,24 +16,19 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
-from lorapilot.errors import Conflict, NotAllowed, UserError
+from lorapilot.access import require_staff
+from lorapilot.errors import Conflict, UserError
 from lorapilot.models import Invitation, User
-from lorapilot.services import record
+from lorapilot.services import digest_of, record
 
 DAYS, DAYS_AT_MOST = 7, 90
 OPEN_AT_MOST = 500
 STAFF_ONLY = "Only staff invite people."
 
 
-def require_staff(user: User) -> User:
-    if not user.is_staff:
-        raise NotAllowed(STAFF_ONLY)
-    return user
-
-
 def list_invitations(user: User) -> QuerySet[Invitation]:
     """All of them, for staff. Raises NotAllowed."""
-    require_staff(user)
+    require_staff(user, STAFF_ONLY)
     return Invitation.objects.select_related("invited_by", "used_by").prefetch_related("groups")
 
 
@@ -49,7 +43,7 @@ def create_invitation(
 ) -> tuple[Invitation, str]:
     """An invitation for one person, who will be in `groups`. Returns its row and the secret of its link, which nobody
     can read again. Raises NotAllowed, UserError, Conflict."""
-    require_staff(staff)
+    require_staff(staff, STAFF_ONLY)
     if not 1 <= days <= DAYS_AT_MOST:
         raise UserError(f"Choose between 1 and {DAYS_AT_MOST} days.", field="days")
     if _open().count() >= OPEN_AT_MOST:
@@ -68,7 +62,7 @@ def create_invitation(
 
 def revoke_invitation(invitation: Invitation, *, actor: User, request: HttpRequest | None = None) -> Invitation:
     """From now on its link opens nothing. Raises NotAllowed, and Conflict when it was used or revoked already."""
-    require_staff(actor)
+    require_staff(actor, STAFF_ONLY)
     unused = Invitation.objects.filter(pk=invitation.pk, used_at=None, revoked_at=None)
     with transaction.atomic():
         if not unused.update(revoked_at=timezone.now()):
@@ -92,10 +86,6 @@ def redeem(digest: str, user: User, *, request: HttpRequest | None = None) -> bo
     user.groups.add(*invitation.groups.all())
     record(user, "invitation used", invitation, request)
     return True
-
-
-def digest_of(secret: str) -> str:
-    return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
 
 
 def _open() -> QuerySet[Invitation]:

@@ -118,7 +118,7 @@ class JobSerializer(serializers.ModelSerializer[Job]):
         read_only_fields = fields
 
 
-def _groups(help_text: str) -> Any:
+def named_groups(help_text: str) -> Any:
     return serializers.SlugRelatedField(
         slug_field="name", many=True, required=False, queryset=Group.objects.all(), help_text=help_text
     )
@@ -127,8 +127,8 @@ def _groups(help_text: str) -> Any:
 class SharingInput(serializers.Serializer[Any]):
     """Groups to share something with: for `lorapilot.services.share`. The context has `user` and `thing`."""
 
-    groups = _groups("Names of the groups whose members may look: those that you are in.")
-    editor_groups = _groups("Names of the groups whose members may also change it.")
+    groups = named_groups("Names of the groups whose members may look: those that you are in.")
+    editor_groups = named_groups("Names of the groups whose members may also change it.")
 
     def validate_groups(self, groups: list[Group]) -> list[Group]:
         return self._allowed(groups)

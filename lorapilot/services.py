@@ -162,7 +162,7 @@ def issue_ticket(user: User) -> str:
     now = timezone.now()
     SocketTicket.objects.filter(expires_at__lt=now).delete()
     ticket = secrets.token_urlsafe(32)
-    SocketTicket.objects.create(digest=_ticket_digest(ticket), user=user, expires_at=now + TICKET_LIFETIME)
+    SocketTicket.objects.create(digest=digest_of(ticket), user=user, expires_at=now + TICKET_LIFETIME)
     return ticket
 
 
@@ -170,7 +170,7 @@ def redeem_ticket(ticket: str) -> User | None:
     """Whose ticket it is, and the end of it: of two who bring the same ticket, one gets the user. None when there is
     no such ticket, it has expired, or its user was deactivated."""
     with transaction.atomic():
-        row = SocketTicket.objects.select_related("user").filter(digest=_ticket_digest(ticket)).first()
+        row = SocketTicket.objects.select_related("user").filter(digest=digest_of(ticket)).first()
         if row is None:
             return None
         deleted, _ = SocketTicket.objects.filter(pk=row.pk).delete()
@@ -178,5 +178,6 @@ def redeem_ticket(ticket: str) -> User | None:
     return row.user if is_valid else None
 
 
-def _ticket_digest(ticket: str) -> str:
-    return hashlib.sha256(ticket.encode(errors="replace")).hexdigest()
+def digest_of(secret: str) -> str:
+    """What is kept of a secret that somebody shows once."""
+    return hashlib.sha256(secret.encode(errors="replace")).hexdigest()

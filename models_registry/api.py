@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.db.models import QuerySet
+from django.db.models import QuerySet, prefetch_related_objects
 from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, serializers, status, viewsets
@@ -87,7 +87,9 @@ class BaseModelViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[BaseModel]
 
     @extend_schema(responses=BaseModelDetailSerializer)
     def retrieve(self, request: Request, pk: int) -> Response:
-        return Response(BaseModelDetailSerializer(get_visible(BaseModel, request.user, pk=pk)).data)
+        base_model = get_visible(BaseModel, request.user, pk=pk)
+        prefetch_related_objects([base_model], "components")  # for `components` and `problems`
+        return Response(BaseModelDetailSerializer(base_model).data)
 
     @extend_schema(request=RegisterSerializer, responses={201: BaseModelDetailSerializer})
     def create(self, request: Request) -> Response:

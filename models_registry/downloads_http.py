@@ -137,7 +137,7 @@ class Client:
                 self._check_stopped()
                 failures = 0 if part.size > before else failures + 1
                 self._pause(failures, error)
-        part.check(remote)
+        part.check()
 
     def _continue(self, remote: Remote, part: _Part) -> None:
         """Ask for what is missing, and write it down until the connection ends."""
@@ -362,9 +362,9 @@ class _Part:
         self.size += len(chunk)
         self.tell(self.size)
 
-    def check(self, remote: Remote) -> None:
+    def check(self) -> None:
         """Raises UserError, and starts over next time, when the content is not what it should be."""
-        if self.digests.match(remote):
+        if self.digests.match(self.remote):
             return
         self._empty()
         self.etag_path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from rest_framework.views import APIView
 
 from lorapilot.access import signed_in
 from models_registry import manifest, pulls
+from models_registry.manifest_selectors import manifest_rows, pull_status
 
 
 class ManifestRowSerializer(serializers.Serializer[Any]):
@@ -63,7 +64,7 @@ class PullStatusSerializer(serializers.Serializer[Any]):
 class ManifestView(APIView):
     @extend_schema(summary="Models that can be pulled, and wrong lines of the manifest", responses=ManifestSerializer)
     def get(self, request: Request) -> Response:
-        rows = pulls.manifest_rows(signed_in(request))
+        rows = manifest_rows(signed_in(request))
         body = {"models": rows, "problems": [asdict(problem) for problem in manifest.load().problems]}
         return Response(ManifestSerializer(body).data)
 
@@ -86,4 +87,4 @@ class PullView(APIView):
         return self._status(request, name)
 
     def _status(self, request: Request, name: str, code: int = status.HTTP_200_OK) -> Response:
-        return Response(PullStatusSerializer(pulls.pull_status(signed_in(request), name)).data, status=code)
+        return Response(PullStatusSerializer(pull_status(signed_in(request), name)).data, status=code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -52,11 +52,12 @@ class PullStatus:
     error: str
 
 
-def manifest_rows(user: User) -> list[ManifestRow]:
-    """Every model of the manifest, in its order."""
+def manifest_rows(user: User, entries: Iterable[Entry] | None = None) -> list[ManifestRow]:
+    """Every model of the manifest, in its order, or only these `entries` of it: each is looked for on the disk."""
+    entries = manifest.load().entries if entries is None else entries
     pulls = {pull.name: pull for pull in Pull.objects.select_related("job")}
     registered = {base_model.path: base_model for base_model in BaseModel.objects.visible_to(user)}
-    return [_row(user, entry, pulls.get(entry.name), registered) for entry in manifest.load().entries]
+    return [_row(user, entry, pulls.get(entry.name), registered) for entry in entries]
 
 
 def manifest_row(user: User, name: str) -> ManifestRow:

@@ -13,13 +13,13 @@ from lorapilot.errors import UserError
 from lorapilot.models import SecretName
 from lorapilot.selectors import secrets_of
 from models_registry import manifest, pulls
-from models_registry.manifest_selectors import ManifestRow, manifest_row, status_of
+from models_registry.manifest_selectors import ManifestRow, manifest_row, manifest_rows, status_of
 
 
 @require_GET
 def manifest_page(request: HttpRequest) -> HttpResponse:
     """All models of the manifest, or those of one family."""
-    rows = pulls.manifest_rows(signed_in(request))
+    rows = manifest_rows(signed_in(request))
     family = request.GET.get("family", "")
     context = {
         "items": [_item(row) for row in rows if not family or row.architecture == family],
@@ -48,7 +48,7 @@ def start(request: HttpRequest, name: str) -> HttpResponse:
             raise
         return render(request, "models_registry/_pull_started.html", {"error": error.message})
     if request.headers.get("HX-Request"):
-        return render(request, "models_registry/_pull_started.html", {"name": name})
+        return render(request, "models_registry/_pull_started.html")
     messages.success(request, f"{name} is being pulled. It goes on when you leave this page.")
     return _to_family(name)
 

@@ -27,6 +27,7 @@ from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
 
 from lorapilot import jobs, workspace
+from lorapilot.access import require_staff
 from lorapilot.errors import Conflict, NotAllowed, UserError
 from lorapilot.models import JobStatus, SecretName, User
 from lorapilot.selectors import reveal_secret
@@ -34,7 +35,7 @@ from lorapilot.services import record
 from models_registry import manifest
 from models_registry.downloads_http import Client, Denied, Remote
 from models_registry.manifest import Entry
-from models_registry.manifest_selectors import PullStatus, manifest_rows, pull_status, status_of, target_of
+from models_registry.manifest_selectors import target_of
 from models_registry.models import Pull
 from models_registry.recognition import is_pickle
 
@@ -59,7 +60,7 @@ def start_pull(user: User | None, name: str, subdir: str = "", *, request: HttpR
     Raises NotAllowed (not staff), Missing (not in the manifest), UserError (folder, licence, space), Conflict (it is
     being pulled already).
     """
-    _require_staff(user)
+    require_staff(user, STAFF_ONLY)
     entry = manifest.find(name)
     _check_folder(subdir)
     refuse_without_licence(user, entry)
@@ -78,7 +79,7 @@ def start_pull(user: User | None, name: str, subdir: str = "", *, request: HttpR
 
 def cancel_pull(user: User, name: str, *, request: HttpRequest | None = None) -> Pull:
     """Stop pulling; what has arrived is kept for the next time. Raises NotAllowed, Missing, Conflict (it has ended)."""
-    _require_staff(user)
+    require_staff(user, STAFF_ONLY)
     manifest.find(name)
     pull: Pull | None = Pull.objects.select_related("job").filter(name=name).first()
     if pull is None or pull.job is None or not pull.is_active:
@@ -120,12 +121,6 @@ def _wait_for_others(pull: Pull) -> None:
     is_first = Q(job__created_at__lt=created_at) | Q(job__created_at=created_at, pk__lt=pull.pk)
     if others.filter(~Q(job__message="") | is_first).count() >= PULLS_AT_ONCE:
         raise jobs.JobPostponed(f"Waits: {PULLS_AT_ONCE} other models are being pulled.")
-
-
-def _require_staff(user: User | None) -> None:
-    """None is the installation itself: its commands."""
-    if user is not None and not user.is_staff:
-        raise NotAllowed(STAFF_ONLY)
 
 
 def _check_folder(subdir: str) -> None:
@@ -345,16 +340,3 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-__all__ = [
-    "PullStatus",
-    "cancel_pull",
-    "manifest_rows",
-    "perform",
-    "pull_model",
-    "pull_now",
-    "pull_status",
-    "start_pull",
-    "status_of",
-]

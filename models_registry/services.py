@@ -21,7 +21,8 @@ from django.http import HttpRequest
 
 import lora_trainer
 from lorapilot import jobs, workspace
-from lorapilot.errors import Conflict, NotAllowed, UserError
+from lorapilot.access import require_staff
+from lorapilot.errors import Conflict, UserError
 from lorapilot.models import Job, User
 from lorapilot.services import record
 from models_registry import selectors
@@ -45,7 +46,7 @@ def register_base_model(*, path: str, name: str = "", registered_by: User | None
     What it is comes from its headers and configurations. Its sha256 follows in the background.
     Raises UserError (not a model that can be trained on), Conflict (path or name is taken), NotAllowed (not staff).
     """
-    _require_staff(registered_by)
+    require_staff(registered_by, STAFF_ONLY)
     root = workspace.models().resolve()
     found = _place(root, path)
     relative = found.relative_to(root).as_posix()
@@ -66,7 +67,7 @@ def register_base_model(*, path: str, name: str = "", registered_by: User | None
 
 def rehash_base_model(base_model: BaseModel, *, requested_by: User | None = None) -> BaseModel:
     """Forget the model's checksums and compute them again. Raises Conflict while that is under way."""
-    _require_staff(requested_by)
+    require_staff(requested_by, STAFF_ONLY)
     with transaction.atomic():
         locked: BaseModel = (
             BaseModel.objects.select_for_update(of=("self",)).select_related("hashing").get(pk=base_model.pk)
@@ -83,7 +84,7 @@ def forget_base_model(
     base_model: BaseModel, *, forgotten_by: User | None = None, request: HttpRequest | None = None
 ) -> None:
     """Remove the model from the list. Its files stay where they are. Raises Conflict while runs use it."""
-    _require_staff(forgotten_by)
+    require_staff(forgotten_by, STAFF_ONLY)
     name, hashing = base_model.name, base_model.hashing
     try:
         with transaction.atomic():
@@ -108,7 +109,7 @@ def attach_component(
     It takes the place of what was attached as that role. Its sha256 follows in the background; the model's own stays.
     Raises UserError (no such part, or not of that role), Conflict (a file of the model itself), NotAllowed (not staff).
     """
-    _require_staff(by)
+    require_staff(by, STAFF_ONLY)
     if role not in ATTACHABLE:
         known = ", ".join(describe_role(one) for one in ATTACHABLE)
         raise UserError(f"Choose what it is: {known}.", field="role")
@@ -138,7 +139,7 @@ def attach_component(
 
 def detach_component(component: ModelComponent, *, by: User | None = None, request: HttpRequest | None = None) -> None:
     """The model is no longer trained with that file, which stays where it is. Raises Conflict for the model's own."""
-    _require_staff(by)
+    require_staff(by, STAFF_ONLY)
     base_model = component.base_model
     if not component.is_attached:
         raise Conflict(f"{component.path} belongs to {base_model.name} itself and cannot be taken off it.")
@@ -249,12 +250,6 @@ def _sha256(component: ModelComponent, progress: Callable[..., None], done_befor
 
 def _take_off(component: ModelComponent) -> str:
     return "take it off the model" if component.is_attached else "remove the model from the list"
-
-
-def _require_staff(user: User | None) -> None:
-    """None is the installation itself: its start, its commands."""
-    if user is not None and not user.is_staff:
-        raise NotAllowed(STAFF_ONLY)
 
 
 def _place(root: Path, path: str, *, what: str = "a model") -> Path:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from django.contrib import messages
+from django.db.models import prefetch_related_objects
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from lorapilot import workspace
-from lorapilot.access import get_visible, signed_in
-from lorapilot.errors import NotAllowed, UserError
+from lorapilot.access import get_visible, require_staff, signed_in
+from lorapilot.errors import UserError
 from lorapilot.models import User
 from models_registry import selectors, services
 from models_registry.enums import Architecture
@@ -46,7 +47,8 @@ def detail(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def _files(base_model: BaseModel) -> dict[str, object]:
-    components = list(base_model.components.all())
+    prefetch_related_objects([base_model], "components")  # asked for several times below
+    components = base_model.components.all()
     return {
         "base_model": base_model,
         "components": [component for component in components if not component.is_attached],
@@ -142,6 +144,5 @@ def _visible(request: HttpRequest, pk: int) -> BaseModel:
 
 def _staff(request: HttpRequest) -> User:
     user = signed_in(request)
-    if not user.is_staff:
-        raise NotAllowed(services.STAFF_ONLY)
+    require_staff(user, services.STAFF_ONLY)
     return user

@@ -17,8 +17,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from lorapilot.access import get_editable, get_visible, signed_in
-from lorapilot.errors import NotAllowed, UserError
+from lorapilot.access import get_editable, get_visible, require_staff, signed_in
+from lorapilot.errors import UserError
 from lorapilot.services import record
 from runs import comparison, fleet, logfile, parts, publishing, selectors, services, waiting
 from runs.device_history import MOST_HOURS, history_of
@@ -292,8 +292,7 @@ class HostViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
 
     def _for_staff(self) -> Host:
         host = get_object_or_404(Host, name=self.kwargs["name"])
-        if not signed_in(self.request).is_staff:
-            raise NotAllowed(fleet.STAFF_ONLY)
+        require_staff(signed_in(self.request), fleet.STAFF_ONLY)
         return host
 
     def _answer(self, host: Host, done: str, subject: object) -> Response:

@@ -10,8 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from lorapilot.access import signed_in
-from lorapilot.errors import NotAllowed
+from lorapilot.access import require_staff, signed_in
 from lorapilot.services import record
 from runs import disk, fleet, selectors
 from runs.enums import Status
@@ -35,8 +34,7 @@ def _hosts(request: HttpRequest) -> dict[str, Any]:
 
 
 def _for_staff(request: HttpRequest) -> None:
-    if not signed_in(request).is_staff:
-        raise NotAllowed(fleet.STAFF_ONLY)
+    require_staff(signed_in(request), fleet.STAFF_ONLY)
 
 
 def _done(request: HtmxRequest, action: str, subject: Host | Slot, message: str) -> HttpResponse:

@@ -11,10 +11,11 @@ from typing import Any
 from lorapilot import workspace
 from lorapilot.models import User
 from models_registry import manifest
+from models_registry.manifest import Entry
 from models_registry.manifest_selectors import manifest_rows
 from models_registry.models import BaseModel
 from runs.planning import model_facts
-from runs.stacks.base import Stack
+from runs.stacks.base import ModelFacts, Stack
 from runs.stacks.importing import read_toml, without_sections
 
 KINDS = {"pretrained_model_name_or_path": "checkpoint", "vae": "vae"}
@@ -39,9 +40,6 @@ class Item:
         return asdict(self)
 
 
-MAIN_ROLES = {"checkpoint", "transformer", "unet", "pipeline"}
-
-
 @dataclass(frozen=True, slots=True)
 class Remedy:
     """An entry of the manifest that would bring what a trainer lacks for a model, and whether it is here already."""
@@ -54,18 +52,19 @@ class Remedy:
 def remedies(stack: Stack, base_model: BaseModel, user: User) -> list[Remedy]:
     """What could be pulled, or attached, so that `stack` can train `base_model`; empty when it lacks nothing."""
     facts = model_facts(base_model)
-    if facts.architecture not in stack.architectures or not stack.refusal(facts):
+    refusal = stack.refusal(facts) if facts.architecture in stack.architectures else ""
+    if not refusal:
         return []
-    found = []
-    for row in manifest_rows(user):
-        entry = row.entry
-        is_of_it = stack.key in entry.stacks and entry.architecture in ("", facts.architecture)
-        is_lacking = entry.role not in MAIN_ROLES and entry.role not in facts.parts
-        is_tokenizer = entry.role == "tokenizer"
-        named = is_tokenizer and entry.name in stack.refusal(facts)
-        if is_of_it and (named or (is_lacking and not is_tokenizer)):
-            found.append(Remedy(entry.name, entry.role_title, row.installed))
-    return found
+    entries = [entry for entry in manifest.load().entries if _would_help(entry, stack, facts, refusal)]
+    return [Remedy(row.name, row.entry.role_title, row.installed) for row in manifest_rows(user, entries)]
+
+
+def _would_help(entry: Entry, stack: Stack, facts: ModelFacts, refusal: str) -> bool:
+    if stack.key not in entry.stacks or entry.architecture not in ("", facts.architecture):
+        return False
+    if entry.role == "tokenizer":
+        return entry.name in refusal
+    return not entry.is_registrable and entry.role not in facts.parts
 
 
 def check_configuration(text: str) -> list[Item]:

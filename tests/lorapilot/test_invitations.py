@@ -10,7 +10,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from lorapilot import invitations
+from lorapilot import invitations, services
 from lorapilot.errors import Conflict, NotAllowed, UserError
 from lorapilot.models import AuditEntry, Invitation, User
 
@@ -126,7 +126,7 @@ def test_opening_links_is_limited(invited):
 def test_secret_is_stored_as_a_hash(invited):
     row, link = invited
     secret = link.split("/")[-2]
-    assert (len(secret), row.digest) == (43, invitations.digest_of(secret))
+    assert (len(secret), row.digest) == (43, services.digest_of(secret))
     assert secret not in str(Invitation.objects.values().get())
 
 
@@ -220,7 +220,7 @@ def test_api_makes_lists_and_revokes(staff, team, api_of):
     made = api.post(API, {"note": "Dora", "groups": ["team"], "days": 2})
     row = Invitation.objects.get()
     assert made.status_code == 201
-    assert invitations.digest_of(made.json()["link"].split("/")[-2]) == row.digest
+    assert services.digest_of(made.json()["link"].split("/")[-2]) == row.digest
     listed = api.get(API).json()["results"]
     assert listed == [{key: value for key, value in made.json().items() if key != "link"}]
     assert (listed[0]["state"], listed[0]["groups"], listed[0]["invited_by"]) == ("open", ["team"], "staff")

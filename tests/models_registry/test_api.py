@@ -86,6 +86,14 @@ def test_api_retrieve(base_model, models, api_of, charlie):
     assert found["problems"] == ["first.safetensors is missing from the models folder."]
 
 
+def test_one_model_asks_for_its_files_once(base_model, api_of, client_of, charlie):
+    for client, address in ((api_of(charlie), "/api/v1/models/"), (client_of(charlie), "/models/")):
+        client.get(f"{address}{base_model.pk}/")
+        with CaptureQueriesContext(connection) as queries:
+            assert client.get(f"{address}{base_model.pk}/").status_code == 200
+        assert sum("models_registry_modelcomponent" in query["sql"] for query in queries) == 1, address
+
+
 @pytest.mark.parametrize("pk", ["99", "x", "9" * 40])
 def test_api_retrieve_nothing(base_model, api_of, charlie, pk):
     assert api_of(charlie).get(f"/api/v1/models/{pk}/").status_code == 404

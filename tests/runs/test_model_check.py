@@ -4,6 +4,7 @@ import pytest
 from django.urls import reverse
 
 from lorapilot.models import Job
+from models_registry import manifest_selectors
 from models_registry.models import BaseModel
 from runs.model_check import check_configuration, remedies
 from runs.stacks import STACKS
@@ -25,6 +26,13 @@ def test_what_kohya_lacks_for_flux_is_what_the_manifest_brings(flux, staff):
     assert names
     assert not any(names.values())
     assert {remedy.title for remedy in remedies(STACKS["kohya"], flux, staff)} >= {"CLIP-L text encoder", "VAE"}
+
+
+def test_only_what_would_help_is_looked_for_on_the_disk(flux, staff, monkeypatch):
+    looked = []
+    monkeypatch.setattr(manifest_selectors, "installed_bytes", lambda entry, _pull: looked.append(entry.name))
+    found = remedies(STACKS["kohya"], flux, staff)
+    assert looked == [remedy.name for remedy in found]
 
 
 def test_nothing_is_offered_for_a_model_that_the_trainer_cannot_train(flux, staff):

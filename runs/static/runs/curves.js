@@ -1,4 +1,4 @@
-// What the charts of the loss share: of one run (chart.js), and of several beside each other (compare.js).
+// What the charts share: of one run's loss (chart.js), of several beside each other (compare.js), of devices (devices.js).
 "use strict";
 
 function curveLine() {
@@ -9,8 +9,8 @@ function curveAxis() {
   return { ticks: { maxRotation: 0, autoSkipPadding: 24, font: { size: 11 } }, border: { display: false } };
 }
 
-// `where` says what x is, for the tooltip's title.
-function curveOptions(where) {
+// `where` says what x is, for the tooltip's title, and `write` what y is.
+function curveOptions(where, write = readable) {
   const axis = curveAxis();
   return {
     animation: false,
@@ -24,7 +24,7 @@ function curveOptions(where) {
     },
     plugins: {
       legend: { display: false },
-      tooltip: { callbacks: { title: (items) => where(items[0].parsed.x), label: (item) => `${item.dataset.label}: ${readable(item.parsed.y)}` } },
+      tooltip: { callbacks: { title: (items) => where(items[0].parsed.x), label: (item) => `${item.dataset.label}: ${write(item.parsed.y)}` } },
     },
   };
 }

@@ -66,10 +66,7 @@ class DeviceChart {
     const [utilisation, memory] = this.chart.data.datasets;
     utilisation.borderColor = utilisation.backgroundColor = style.color;
     memory.borderColor = memory.backgroundColor = style.borderBottomColor;
-    for (const axis of Object.values(this.chart.options.scales)) {
-      axis.ticks.color = style.borderTopColor;
-      axis.grid = { ...axis.grid, color: style.backgroundColor };
-    }
+    colourAxes(this.chart, style.borderTopColor, style.backgroundColor);
   }
 
   recolour() {
@@ -79,27 +76,14 @@ class DeviceChart {
 }
 
 function settings() {
-  const line = { pointRadius: 0, pointHoverRadius: 3, borderWidth: 1.5, borderJoinStyle: "round", data: [] };
-  const axis = { ticks: { maxRotation: 0, autoSkipPadding: 24, font: { size: 11 } }, border: { display: false } };
-  return {
-    type: "line",
-    data: { datasets: [{ ...line, label: "Utilisation" }, { ...line, label: "Memory" }] },
-    options: {
-      animation: false,
-      parsing: false,
-      normalized: true,
-      maintainAspectRatio: false,
-      interaction: { mode: "index", intersect: false, axis: "x" },
-      scales: {
-        x: { ...axis, type: "linear", ticks: { ...axis.ticks, includeBounds: false, callback: clock } },
-        y: { ...axis, min: 0, max: 100, ticks: { ...axis.ticks, stepSize: 25, callback: (value) => `${value} %` } },
-      },
-      plugins: {
-        legend: { display: false },
-        tooltip: { callbacks: { title: (items) => clock(items[0].parsed.x), label: (item) => `${item.dataset.label}: ${Math.round(item.parsed.y)} %` } },
-      },
-    },
+  const line = { ...curveLine(), borderWidth: 1.5 };
+  const axis = curveAxis();
+  const options = curveOptions(clock, (value) => `${Math.round(value)} %`);
+  options.scales = {
+    x: { ...axis, type: "linear", ticks: { ...axis.ticks, includeBounds: false, callback: clock } },
+    y: { ...axis, min: 0, max: 100, ticks: { ...axis.ticks, stepSize: 25, callback: (value) => `${value} %` } },
   };
+  return { type: "line", data: { datasets: [{ ...line, label: "Utilisation" }, { ...line, label: "Memory" }] }, options };
 }
 
 function clock(seconds) {
