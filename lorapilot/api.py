@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig, TooManyFieldsSent, TooManyFilesSent
+from django.core.validators import ProhibitNullCharactersValidator
 from django.http import Http404
 from django.utils import timezone
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
@@ -24,6 +25,7 @@ from rest_framework.parsers import JSONParser
 from rest_framework.permissions import SAFE_METHODS, BasePermission
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.validators import ProhibitSurrogateCharactersValidator
 
 from lorapilot.errors import UserError
 from lorapilot.models import ApiToken, TokenScope, User
@@ -87,7 +89,8 @@ class BodyTooLarge(APIException):
 
 
 class BoundedJSONParser(JSONParser):
-    """REST framework reads a JSON body without a limit; ours has one, and deep nesting is bad input, not a crash."""
+    """REST framework reads a JSON body without a limit; ours has one. Deep nesting is bad input, not a crash; so is a
+    text that no database keeps and no answer can repeat, since fields without a check of their own take any."""
 
     def parse(
         self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
@@ -96,9 +99,26 @@ class BoundedJSONParser(JSONParser):
         if length > settings.MAX_JSON_BYTES:
             raise BodyTooLarge(f"A JSON body may have at most {settings.MAX_JSON_BYTES:,} bytes.")
         try:
-            return super().parse(stream, media_type, parser_context)
+            data: Any = super().parse(stream, media_type, parser_context)
+            for field, value in data.items() if isinstance(data, dict) else [("", data)]:
+                if refused := _wrong_character(field):
+                    raise ValidationError(refused)
+                if refused := _wrong_character(value):
+                    raise ValidationError({field: [refused]} if field else refused)
         except RecursionError:
             raise ParseError("This JSON is nested too deeply.") from None
+        return data  # type: ignore[no-any-return]  # what a client sends
+
+
+def _wrong_character(value: Any) -> str:
+    """The first null character, or half of a character, in a text anywhere in `value`: REST framework's sentence."""
+    if isinstance(value, str):
+        if "\0" in value:
+            return str(ProhibitNullCharactersValidator.message)
+        half = None if value.isascii() else next((c for c in value if "\ud800" <= c <= "\udfff"), None)
+        return ProhibitSurrogateCharactersValidator.message.format(code_point=ord(half)) if half else ""
+    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return next((refused for one in inner if (refused := _wrong_character(one))), "")
 
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:

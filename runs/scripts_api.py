@@ -61,7 +61,10 @@ class ScriptView(APIView):
             return default
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise UserError(f"{name} is a text.", field=name)
-        return str(value).strip()
+        text = str(value).strip()
+        if "\0" in text:
+            raise UserError(f"{name} has a null character.", field=name)
+        return text
 
 
 # --- TrainPilot -------------------------------------------------------------------------------------------------------
@@ -193,7 +196,8 @@ def _base_model(user: User, given: str) -> BaseModel:
 
 
 def _named_model(models: Any, given: str) -> BaseModel:
-    named = models.filter(pk=given) if given.isdecimal() else models.filter(name=given)
+    is_id = given.isdecimal() and len(given) <= MOST_DIGITS
+    named = models.filter(pk=given) if is_id else models.filter(name=given)
     found: BaseModel | None = named.first() or find_by_path(given)
     if found is None:
         raise Missing(f"There is no base model {given!r}: GET /api/v1/models/ lists them.", field="base_model")

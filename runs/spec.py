@@ -250,5 +250,8 @@ def _check(name: str, value: Any, described: Option) -> None:
 def _check_prompts(prompts: tuple[str, ...]) -> None:
     if len(prompts) > MOST_PROMPTS:
         raise UserError(f"At most {MOST_PROMPTS} sample prompts, please.", field="sample_prompts")
-    if any(len(prompt) > MOST_PROMPT_CHARACTERS for prompt in prompts):
-        raise UserError(f"A sample prompt has at most {MOST_PROMPT_CHARACTERS:,} characters.", field="sample_prompts")
+    if any(len(prompt) > MOST_PROMPT_CHARACTERS or "\0" in prompt for prompt in prompts):
+        raise UserError(
+            f"A sample prompt has at most {MOST_PROMPT_CHARACTERS:,} characters, none of them a null character.",
+            field="sample_prompts",
+        )

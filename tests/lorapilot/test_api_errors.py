@@ -8,9 +8,9 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.test import APIClient
 from rest_framework.throttling import SimpleRateThrottle
 
-from lorapilot.api import exception_handler
+from lorapilot.api import BoundedJSONParser, exception_handler
 from lorapilot.errors import Conflict, UserError
-from lorapilot.models import ApiToken
+from lorapilot.models import ApiToken, Secret
 
 
 def test_user_error_names_its_field():
@@ -84,6 +84,30 @@ def test_json_that_cannot_be_read_is_400(api_of, alice, body):
 def test_json_that_is_no_object_is_400(db, body):
     answer = APIClient().post("/api/v1/tokens/", body, content_type="application/json")
     assert (answer.status_code, list(answer.json())) == (400, ["detail", "errors"])
+
+
+NULL, HALF = "Null characters are not allowed.", "Surrogate characters are not allowed: U+D800."
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence", "field"),
+    [
+        (r'{"value": "a\u0000b"}', f"value: {NULL}", "value"),
+        (r'{"other": {"deep": [1, ["\ud800"]]}}', f"other: {HALF}", "other"),
+        (r'{"other": {"\ud800": 1}}', f"other: {HALF}", "other"),
+        (r'{"\ud800": 1}', HALF, "non_field_errors"),
+        (r'["\ud800"]', HALF, "non_field_errors"),
+    ],
+)
+def test_text_that_no_database_keeps_is_400(api_of, alice, body, sentence, field):
+    answer = api_of(alice).put("/api/v1/secrets/wandb/", body, content_type="application/json")
+    assert (answer.status_code, answer.json()["detail"], list(answer.json()["errors"])) == (400, sentence, [field])
+    assert Secret.objects.count() == 0
+
+
+def test_text_of_whole_characters_is_taken(rf):
+    body = rf.post("/", r'{"a": "\ud83d\ude00", "b": ["\u00e9"]}', content_type="application/json")
+    assert BoundedJSONParser().parse(body, parser_context={"request": body}) == {"a": "\U0001f600", "b": ["é"]}
 
 
 def test_wrong_method_is_405_and_says_which(api_of, alice):

@@ -80,7 +80,7 @@ def rows():
 def refused(api, url, body, status):
     """The one sentence of a refusal that has changed nothing."""
     before = rows()
-    answer = api.post(url, body)
+    answer = api.post(url, json.dumps(body), content_type="application/json")
     assert (answer.status_code, rows() == before) == (status, True), answer.content
     return answer.json()["detail"]
 
@@ -225,6 +225,8 @@ def test_start_does_not_find_a_stranger_s_dataset(cats, charlie, api_of):
         ({"dataset_name": "cats", "toml_path": "/etc/passwd"}, 400, "toml_path can only be trainpilot/alice.toml"),
         ({"dataset_name": "cats", "base_model": "SDXL"}, 404, "There is no base model 'SDXL'"),
         ({"dataset_name": "cats", "base_model": "9" * 40}, 404, "There is no base model '999"),
+        ({"dataset_name": "cats", "base_model": "9" * 5000}, 404, "There is no base model '999"),
+        ({"dataset_name": "\ud800"}, 400, "dataset_name: Surrogate characters are not allowed: U+D800."),
     ],
 )
 def test_start_refuses_bad_input_and_changes_nothing(cats, alice, api_of, body, status, sentence):
@@ -259,6 +261,11 @@ def test_start_refuses_a_model_that_is_not_here_and_takes_no_other(cats, alice, 
     (workspace / "models" / "new.safetensors").touch()
     assert api_of(alice).post(TOML, {"content": toml}).status_code == 200
     assert refused(api_of(alice), START, {"dataset_name": "cats"}, 400) == sentence
+
+
+def test_call_with_a_form_refuses_a_null_character(cats, alice, api_of):
+    answer = api_of(alice).post(START, {"dataset_name": "a\0b"}, format="multipart")
+    assert (answer.status_code, answer.json()["detail"]) == (400, "dataset_name has a null character.")
 
 
 def test_start_takes_the_model_that_the_base_configuration_names(cats, alice, api_of, workspace):
@@ -678,7 +685,7 @@ def test_pipe_bounds_are_those_of_all_its_numbers():
         *[({name: " "}, f"{name} is required.") for name in BODY],
         ({"vae_path": "/etc/passwd"}, "There is no /etc/passwd in the models folder."),
         ({"vae_path": "../outputs"}, "There is no ../outputs in the models folder."),
-        ({"llm_path": "gone\0"}, "There is no gone\0 in the models folder."),
+        ({"llm_path": "gone\0"}, "llm_path: Null characters are not allowed."),
         ({"vae_path": 3}, "vae_path is a text of at most 500 characters."),
         ({"betas": [0.9]}, "betas has 2 items."),
         ({"betas": "[0.9, 2]"}, "betas is 0 to 1."),
