@@ -7,7 +7,7 @@ from django.db.models import Q, QuerySet
 from django.http import Http404
 
 from lorapilot import vault
-from lorapilot.access import SharedToEdit
+from lorapilot.access import Shared
 from lorapilot.models import ApiToken, Secret, User
 
 
@@ -36,7 +36,7 @@ def reveal_secret(user: User | None, name: str) -> str:
     return (vault.decrypt(found.value) or "") if found else ""
 
 
-def shareable_groups(user: User, *, thing: SharedToEdit) -> QuerySet[Group]:
+def shareable_groups(user: User, *, thing: Shared) -> QuerySet[Group]:
     """The groups that `user` may pick: their own, those that see the thing already, and all for staff."""
     if user.is_staff:
         return Group.objects.order_by("name")

@@ -127,7 +127,7 @@ class BaseModelViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[BaseModel]
         return Response(ModelComponentSerializer(component).data, status=status.HTTP_201_CREATED)
 
     @extend_schema(responses={204: None})
-    @action(detail=True, methods=["delete"], url_path=r"components/(?P<component_id>[0-9]+)")
+    @action(detail=True, methods=["delete"], url_path=r"components/(?P<component_id>[0-9]{1,18})")
     def detach(self, request: Request, pk: int, component_id: int) -> Response:
         """Train the model without an attached file, which stays where it is. Staff only; 409 for the model's own."""
         base_model = get_visible(BaseModel, request.user, pk=pk)

@@ -50,6 +50,7 @@ from runs.serializers import (
 from runs.stacks import CAPTIONER, STACKS
 
 LOG_BYTES = 1 << 20
+MOST_ID = 2**63 - 1
 
 
 class RunFilter(filters.FilterSet):
@@ -57,8 +58,8 @@ class RunFilter(filters.FilterSet):
     profile = filters.ChoiceFilter(choices=Profile.choices)
     priority = filters.ChoiceFilter(choices=Priority.choices)
     stack = filters.ChoiceFilter(choices=[(name, name) for name in sorted([*STACKS, CAPTIONER.key])])
-    dataset = filters.NumberFilter(field_name="dataset_version__dataset")
-    base_model = filters.NumberFilter(field_name="base_model")
+    dataset = filters.NumberFilter(field_name="dataset_version__dataset", max_value=MOST_ID)
+    base_model = filters.NumberFilter(field_name="base_model", max_value=MOST_ID)
     owner = filters.CharFilter(field_name="owner__username")
     name = filters.CharFilter(field_name="output_name", lookup_expr="icontains")
 
@@ -228,13 +229,13 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
         return Response(shown.data)
 
     @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY})
-    @action(detail=True, url_path=r"artifacts/(?P<checkpoint_id>\d+)/download")
+    @action(detail=True, url_path=r"artifacts/(?P<checkpoint_id>[0-9]{1,18})/download")
     def download(self, request: Request, pk: str, checkpoint_id: str) -> HttpResponseBase:
         """One LoRA file; Range requests are answered."""
         return send_checkpoint(request, self._visible(), int(checkpoint_id))
 
     @extend_schema(request=PublishSerializer, responses={200: PublishedSerializer, 201: PublishedSerializer})
-    @action(detail=True, methods=["post"], url_path=r"artifacts/(?P<checkpoint_id>\d+)/publish")
+    @action(detail=True, methods=["post"], url_path=r"artifacts/(?P<checkpoint_id>[0-9]{1,18})/publish")
     def publish(self, request: Request, pk: str, checkpoint_id: str) -> Response:
         """Put one LoRA file into models/loras, where ComfyUI and InvokeAI find it. 200 when it is there already."""
         checkpoint = self._own_checkpoint(checkpoint_id)
@@ -260,7 +261,7 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
         return Response(SampleSerializer(self._visible().samples.all(), many=True).data)
 
     @extend_schema(responses={(200, "image/png"): OpenApiTypes.BINARY})
-    @action(detail=True, url_path=r"samples/(?P<sample_id>\d+)/file")
+    @action(detail=True, url_path=r"samples/(?P<sample_id>[0-9]{1,18})/file")
     def sample_file(self, request: Request, pk: str, sample_id: str) -> HttpResponseBase:
         """One sample's picture."""
         return send_sample(request, self._visible(), int(sample_id))

@@ -252,7 +252,7 @@ class AdapterViewSet(viewsets.GenericViewSet[Adapter]):
         return send_adapter(request, get_visible(Adapter, request.user, pk=pk))
 
     @extend_schema(responses={(200, "image/png"): OpenApiTypes.BINARY})
-    @action(detail=True, url_path=r"samples/(?P<sample_id>[0-9]+)/file")
+    @action(detail=True, url_path=r"samples/(?P<sample_id>[0-9]{1,18})/file")
     def sample_file(self, request: Request, pk: str, sample_id: str) -> HttpResponseBase:
         """One picture that it draws."""
         return send_adapter_sample(request, get_visible(Adapter, request.user, pk=pk), int(sample_id))

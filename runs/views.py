@@ -17,6 +17,7 @@ from django_htmx.middleware import HtmxDetails
 from datasets.models import DatasetVersion
 from lorapilot.access import get_editable, get_visible, signed_in
 from lorapilot.errors import UserError
+from lorapilot.selectors import shareable_groups
 from lorapilot.services import record
 from runs import files, library, memory_ladder, publishing, selectors, services, waiting
 from runs.cloning import run_form
@@ -291,11 +292,12 @@ def delete(request: HttpRequest, run_id: int) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 def share(request: HttpRequest, run_id: int) -> HttpResponse:
-    """Which of the owner's groups may look at the run."""
+    """Which groups may look at the run: those of whoever asks, and those that look already."""
     run = get_editable(Run, request.user, pk=run_id)
-    groups = signed_in(request).groups.all()
+    groups = shareable_groups(signed_in(request), thing=run)
     if request.method == "POST":
-        services.share_run(run, groups=groups.filter(pk__in=request.POST.getlist("groups")))
+        ticked = set(request.POST.getlist("groups"))
+        services.share_run(run, groups=[group for group in groups if str(group.pk) in ticked])
         record(signed_in(request), "run shared", run, request)
         return redirect(run_address(run))
     return render(request, "runs/share.html", {"run": run, "groups": groups, "shared": set(run.groups.all())})

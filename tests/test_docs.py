@@ -64,7 +64,7 @@ def routes(resolver=None, prefix=""):
     for entry in (resolver or get_resolver()).url_patterns:
         address = prefix + str(entry.pattern).removeprefix("^").removesuffix("$")
         if isinstance(entry, URLPattern):
-            yield "/" + re.sub(r"<[^>]+>|\(\?P<\w+>(\[[^\]]*\]|\\.)[+*]?\)", "{}", address)
+            yield "/" + re.sub(r"<[^>]+>|\(\?P<\w+>(\[[^\]]*\]|\\.)([+*]|\{[\d,]+\})?\)", "{}", address)
         else:
             yield from routes(entry, address)
 

@@ -1,5 +1,6 @@
 """Runs over HTTP: works, wrong method, stranger, bad input, and the database afterwards."""
 
+import json
 from datetime import timedelta
 
 import pytest
@@ -83,6 +84,33 @@ def test_submit_refuses_bad_input_and_changes_nothing(workspace, alice, api_of, 
     assert answer.status_code == status
     assert answer.json()["detail"].startswith(sentence)
     assert Run.objects.count() == 1
+
+
+@pytest.mark.parametrize("values", [{"sample_prompts": ["a \ud800"]}, {"sample_prompts": ["a\0b"]}, {"\ud800": 1}])
+def test_submit_refuses_texts_that_would_break_every_list(workspace, alice, api_of, handed_out, values):
+    good = {"dataset": make_dataset(alice).pk, "base_model": make_base_model().pk, "output_name": "new"}
+    body = json.dumps(good | {"settings": values})
+    answer = api_of(alice).post(URL, body, content_type="application/json")
+    assert (answer.status_code, Run.objects.count(), DatasetVersion.objects.count()) == (400, 0, 0)
+
+
+def test_submit_of_a_form_refuses_a_null_character(workspace, alice, api_of, handed_out):
+    body = {"dataset": make_dataset(alice).pk, "base_model": make_base_model().pk, "output_name": "new"}
+    answer = api_of(alice).post(URL, body | {"settings.sample_prompts": "a\0b"}, format="multipart")
+    assert (answer.status_code, "none of them a null character" in answer.json()["detail"]) == (400, True)
+
+
+@pytest.mark.parametrize("name", ["dataset", "base_model"])
+def test_list_refuses_an_id_that_none_can_be(run, alice, api_of, name):
+    assert api_of(alice).get(f"{URL}?{name}={'9' * 30}").status_code == 400
+    assert api_of(alice).get(f"{URL}?{name}=99").json()["results"] == []
+
+
+@pytest.mark.parametrize("part", ["artifacts/{}/download/", "artifacts/{}/publish/", "samples/{}/file/"])
+@pytest.mark.parametrize("number", ["9" * 18, "9" * 5000])
+def test_file_with_a_number_that_none_has_does_not_exist(run, alice, api_of, part, number):
+    asked = "post" if "publish" in part else "get"
+    assert getattr(api_of(alice), asked)(at(run, part.format(number))).status_code == 404
 
 
 def alice_dataset(alice):

@@ -7,6 +7,7 @@ import json
 import re
 from datetime import timedelta
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 from django.contrib.auth.models import Group
@@ -658,6 +659,20 @@ def test_delete_of_a_run_that_trains_is_refused(run, browser):
     assert (Run.objects.count(), run.folder.exists()) == (1, True)
 
 
+def test_share_by_staff_keeps_the_owners_groups(run, team, staff, client_of):
+    run.groups.add(team)
+    assert f'value="{team.pk}" checked' in client_of(staff).get(to("share", run.pk)).content.decode()
+    client_of(staff).post(to("share", run.pk), {"groups": [team.pk]})
+    assert list(run.groups.all()) == [team]
+
+
+@pytest.mark.parametrize("wrong", ["", "x", "\0", "9" * 30, "9" * 5000])
+def test_share_with_what_is_no_group_changes_nothing(run, team, browser, wrong):
+    run.groups.add(team)
+    answer = browser.post(to("share", run.pk), {"groups": [team.pk, wrong]})
+    assert (answer.status_code, list(run.groups.all())) == (302, [team])
+
+
 def test_share_is_with_ones_own_groups_only(run, team, browser):
     others = Group.objects.create(name="others")
     answer = browser.post(to("share", run.pk), {"groups": [others.pk]})
@@ -751,6 +766,13 @@ def test_form_refuses_bad_input_at_its_field_and_keeps_what_was_typed(given, bro
     name, typed = next(iter(change.items()))
     assert answer.context["form"][name].value() == typed
     assert {**everything(), "DatasetVersion": []} == before  # pinning the pictures changes nothing
+
+
+@pytest.mark.parametrize("wrong", ["\0", "9" * 30, "9" * 5000])
+def test_form_takes_a_base_model_that_is_none_for_none(given, browser, wrong):
+    assert browser.get(f"{to('new')}?base_model={quote(wrong)}").status_code == 200
+    assert browser.post(to("new"), given | {"base_model": wrong}).status_code == 422
+    assert browser.post(to("preview"), given | {"base_model": wrong}).status_code == 200
 
 
 def test_form_refuses_a_strangers_dataset(given, charlie, client_of):
