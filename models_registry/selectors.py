@@ -235,11 +235,17 @@ def _folders_below(root: Path) -> Iterator[tuple[Path, list[str], bool]]:
             return
         is_pipeline = "model_index.json" in files and here != root
         folders[:] = [] if is_pipeline else _worth_a_look(here, root, folders)
-        yield here, sorted(files), is_pipeline
+        yield here, sorted(filter(_is_text, files)), is_pipeline
 
 
 def _worth_a_look(here: Path, root: Path, folders: list[str]) -> list[str]:
-    return sorted(name for name in folders if not name.startswith(".") and (here, name) != (root, LORAS))
+    visible = (name for name in folders if not name.startswith(".") and _is_text(name))
+    return sorted(name for name in visible if (here, name) != (root, LORAS))
+
+
+def _is_text(name: str) -> bool:
+    """Not a name in other bytes than UTF-8, which neither a page nor the database can hold."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 __all__ = [

@@ -23,7 +23,7 @@ ARCHITECTURES = [choice for choice in Architecture.choices if choice[0] != Archi
 @require_GET
 def list_page(request: HttpRequest) -> HttpResponse:
     base_models = selectors.list_base_models(request.user).prefetch_related("components")
-    architecture = request.GET.get("architecture", "")
+    architecture = request.GET.get("architecture", "").replace("\0", "")
     if architecture:
         base_models = base_models.filter(architecture=architecture)
     present = set(selectors.list_base_models(request.user).values_list("architecture", flat=True)) | {architecture}

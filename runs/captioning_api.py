@@ -122,7 +122,8 @@ class CaptioningListView(generics.ListAPIView[Captioning]):
     filter_backends = ()
 
     def get_queryset(self) -> QuerySet[Captioning]:
-        return selectors.captionings_of(get_editable(Dataset, signed_in(self.request), pk=self.kwargs["pk"]))
+        dataset = get_editable(Dataset, signed_in(self.request), pk=self.kwargs["pk"])
+        return selectors.captionings_of(dataset).prefetch_related("runs")
 
     @extend_schema(summary="Orders of automatic captions")
     def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:

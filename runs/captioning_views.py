@@ -81,7 +81,7 @@ def _page(
     keys = {secret.name for secret in secrets_of(signed_in(request))}
     orders = [
         {"captioning": found, "counts": selectors.counts_of(found), "activity": captions.activity_of(found)}
-        for found in selectors.captionings_of(form.dataset)[:20]
+        for found in selectors.captionings_of(form.dataset).prefetch_related("runs")[:20]
     ]
     context = {
         "dataset": form.dataset,

@@ -152,7 +152,7 @@ class RunConsumer(AsyncWebsocketConsumer):
 def _ticket(text: str) -> str:
     try:
         message = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     is_ticket = isinstance(message, dict) and message.get("type") == "ticket"
     return str(message.get("ticket", "")) if is_ticket else ""

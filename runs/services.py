@@ -432,8 +432,8 @@ def delete_run(run: Run) -> None:
     if run.is_active or not Run.objects.filter(pk=run.pk, status__in=[*TERMINAL, Status.QUEUED]).exists():
         raise Conflict(f"{run.output_name} is running: stop it first.")
     with transaction.atomic():
-        gone = Run.objects.filter(pk=run.pk).exclude(status__in=ACTIVE)
-        if not gone.exists():
+        gone = Run.objects.select_for_update().filter(pk=run.pk).exclude(status__in=ACTIVE)
+        if not list(gone):  # locked from here on: it does not start
             raise Conflict(f"{run.output_name} has just started: stop it first.")
         library.forget_run(run)
         gone.delete()

@@ -35,6 +35,11 @@ def test_pages_refuse_the_wrong_method(base_model, client_of, staff, page, refus
     assert getattr(client_of(staff), refused)(address).status_code == 405
 
 
+def test_list_of_an_architecture_that_is_none_is_empty(base_model, client_of, charlie):
+    assert list(client_of(charlie).get("/models/?architecture=nothing").context["base_models"]) == []
+    assert client_of(charlie).get("/models/?architecture=%00").context["architecture"] == ""
+
+
 def test_list_shows_models_to_everybody_and_candidates_to_staff(base_model, models, client_of, charlie, staff):
     write_file(models / "other.safetensors", SD15)
     seen = client_of(charlie).get(reverse("models:list")).content.decode()

@@ -302,6 +302,13 @@ def test_missing_files_are_named(tiny, models, tmp_path):
     assert "vae/config.json is missing" in inspect(base_model).problem
 
 
+def test_name_that_is_no_text_is_passed_by(models):
+    write_file(models / "a.safetensors", SD15)
+    for name in (b"\xff.safetensors", b"\xfe/b.safetensors"):
+        write_file(models / os.fsdecode(name), SD15)
+    assert [candidate.path for candidate in unregistered_candidates()] == ["a.safetensors"]
+
+
 def test_unregistered_candidates(tiny, models):
     write_file(models / "b.safetensors", SD15)
     write_file(models / "deep/a.safetensors", SDXL)

@@ -2,6 +2,7 @@
 
 import json
 from datetime import timedelta
+from threading import Thread
 
 import pytest
 from django.db import connection
@@ -10,7 +11,7 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from datasets.models import Dataset, DatasetVersion
-from runs import services, waiting
+from runs import library, services, waiting
 from runs.models import Attempt, Checkpoint, Host, MetricPoint, Run, RunEvent, Sample
 from tests.factories import make_base_model, make_dataset, make_run, make_slot
 
@@ -650,3 +651,32 @@ def test_delete_takes_row_and_files_of_an_ended_run_only(run, alice, api_of):
     assert api.delete(f"/api/v1/runs/{second.pk}/").status_code == 204
     assert not second.folder.exists()
     assert [found.output_name for found in Run.objects.all()] == ["first"]
+
+
+def test_delete_keeps_a_run_from_starting_meanwhile(run, alice, monkeypatch):
+    """A slot that becomes free just now would train a run that is being deleted."""
+    second = waits(alice, "second")
+    forget, started = library.forget_run, []
+
+    def start():
+        try:
+            with connection.cursor() as cursor:
+                if connection.vendor == "postgresql":
+                    cursor.execute("SET lock_timeout = '30s'")
+            started.append(Run.objects.filter(pk=second.pk, status="queued").update(priority=0))
+        finally:
+            connection.close()
+
+    def race(run):
+        thread = Thread(target=start)
+        thread.start()
+        thread.join(1)
+        seen.append((list(started), thread))
+        forget(run)
+
+    seen = []
+    monkeypatch.setattr(library, "forget_run", race)
+    services.delete_run(second)
+    [(before, thread)] = seen
+    thread.join(30)
+    assert (before, started, Run.objects.filter(pk=second.pk).exists()) == ([], [0], False)

@@ -5,7 +5,8 @@ import textwrap
 import time
 
 import pytest
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from datasets import services as dataset_services
@@ -136,6 +137,22 @@ def test_run_of_the_captioner_proposes(tagger, alice, dataset, handed_out):
     assert texts(dataset) == {"red.png": "", "green.png": "", "blue.png": "sks blue"}
     assert run.log_path.read_bytes() == b"looking\n"
     assert captions.activity_of(made).status == "succeeded"
+
+
+@pytest.mark.parametrize("is_page", [True, False])
+def test_orders_ask_as_often_for_three_as_for_one(tagger, alice, dataset, handed_out, client_of, api_of, is_page):
+    address = f"/datasets/{dataset.pk}/captioning/" if is_page else f"/api/v1/datasets/{dataset.pk}/captioning/"
+    client = client_of(alice) if is_page else api_of(alice)
+    asked = []
+    for count in (1, 2):
+        for _ in range(count):
+            made = captions.start(alice, dataset, Order(**LOCAL))
+            captions.cancel(made, actor=alice)
+        client.get(address)
+        with CaptureQueriesContext(connection) as queries:
+            assert client.get(address).status_code == 200
+        asked.append(len(queries))
+    assert asked[0] == asked[1]
 
 
 def test_run_of_the_captioner_waits_for_its_slot_like_others(tagger, alice, dataset, handed_out):

@@ -336,6 +336,11 @@ def unsent(port):
     return sum(int(queues.split(":")[0], 16) for local, _, _, queues in rows if local.endswith(f":{port:04X}"))
 
 
+@pytest.mark.parametrize("text", ["", "[" * 1000, "[]", '{"type": "ticket"}', '{"type": "other", "ticket": "x"}'])
+def test_message_that_is_no_ticket_is_none(text):
+    assert consumers._ticket(text) == ""
+
+
 def test_viewer_that_stops_reading_costs_a_server_less_than_a_mebibyte(run, alice, started, tmp_path):  # noqa: F811
     database = connections["default"].settings_dict["NAME"]
     environment = {"DATABASE_URL": f"sqlite:///{database}", "LORAPILOT_WORKSPACE": str(settings.WORKSPACE)}
