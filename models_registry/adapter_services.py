@@ -204,18 +204,21 @@ def edit_adapter(
     trigger_word: str | None = None,
     tags: Iterable[str] | None = None,
 ) -> Adapter:
-    """Name, trigger word and tags, those that are given: all change, or none."""
+    """Name, trigger word and tags, those that are given: all change, or none. The others stay as they are by now."""
+    changed = ["updated_at"]
     if name is not None:
         adapter.name = _checked_name(name)
+        changed.append("name")
     if trigger_word is not None:
         adapter.trigger_word = _checked_trigger_word(trigger_word)
+        changed.append("trigger_word")
     if tags is not None:
         words = _checked_tags(tags)
         adapter.tags.exclude(word__in=words).delete()
         AdapterTag.objects.bulk_create(
             [AdapterTag(adapter=adapter, word=word) for word in words], ignore_conflicts=True
         )
-    adapter.save(update_fields=["name", "trigger_word", "updated_at"])
+    adapter.save(update_fields=changed)
     return adapter
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.utils import timezone
 from django.utils.text import slugify
 
@@ -89,21 +89,27 @@ def _queue(captioning: Captioning) -> Run:
     """A new run for what waits."""
     now = timezone.now()
     waiting = captioning.proposals.filter(state=Proposal.WAITING).count()
-    run = Run.objects.create(
-        owner=captioning.owner,
-        output_name=free_name(f"captions-{slugify(captioning.dataset.name)[:80]}".rstrip("-")),
-        stack=CAPTIONER,
-        spec={},
-        options={"captioner": captioning.captioner, "model": captioning.model} | captioning.options,
-        dataset_version=pin_version(captioning.dataset),
-        captioning=captioning,
-        device=best_device(),
-        needed_bytes=waiting * BYTES_A_PICTURE,
-        total_steps=waiting,
-        priority=Priority.NORMAL,
-        queued_at=now,
-        place=place_at(now),
-    )
+    name = free_name(f"captions-{slugify(captioning.dataset.name)[:80]}".rstrip("-"))
+    version = pin_version(captioning.dataset)
+    try:
+        with transaction.atomic():
+            run = Run.objects.create(
+                owner=captioning.owner,
+                output_name=name,
+                stack=CAPTIONER,
+                spec={},
+                options={"captioner": captioning.captioner, "model": captioning.model} | captioning.options,
+                dataset_version=version,
+                captioning=captioning,
+                device=best_device(),
+                needed_bytes=waiting * BYTES_A_PICTURE,
+                total_steps=waiting,
+                priority=Priority.NORMAL,
+                queued_at=now,
+                place=place_at(now),
+            )
+    except IntegrityError:
+        raise Conflict(f"Somebody has just begun another run called {name}. Try again.") from None
     RunEvent.objects.create(
         run=run, attempt=1, new_status=Status.QUEUED, actor=captioning.owner, message=f"Captions {waiting} pictures."
     )

@@ -12,7 +12,7 @@ from django.urls import reverse
 from datasets import services as dataset_services
 from datasets.captioning import services
 from datasets.captioning.services import Order
-from lorapilot.errors import UserError
+from lorapilot.errors import Conflict, UserError
 from models_registry import manifest
 from runs import captioning as captions
 from runs import services as run_services
@@ -137,6 +137,14 @@ def test_run_of_the_captioner_proposes(tagger, alice, dataset, handed_out):
     assert texts(dataset) == {"red.png": "", "green.png": "", "blue.png": "sks blue"}
     assert run.log_path.read_bytes() == b"looking\n"
     assert captions.activity_of(made).status == "succeeded"
+
+
+def test_order_whose_name_was_just_taken_is_refused_and_leaves_nothing(tagger, alice, dataset, monkeypatch):
+    make_run(alice, output_name="captions-shapes")
+    monkeypatch.setattr(captions, "free_name", lambda name: name)
+    with pytest.raises(Conflict, match="another run called captions-shapes"):
+        captions.start(alice, dataset, Order(**LOCAL))
+    assert (Run.objects.count(), dataset.captionings.count()) == (1, 0)
 
 
 @pytest.mark.parametrize("is_page", [True, False])

@@ -473,6 +473,14 @@ def test_pages_refuse_the_wrong_method(shared, alice, client_of):
     assert {browser.put(to(name, shared.pk)).status_code for name in OF_ADAPTER} == {405}
 
 
+def test_edit_changes_only_what_is_given(shared, alice):
+    first, second = Adapter.objects.get(pk=shared.pk), Adapter.objects.get(pk=shared.pk)
+    adapter_services.edit_adapter(first, name="Mine", trigger_word="mycat")
+    adapter_services.edit_adapter(second, tags=["good"])  # by somebody who had loaded it before
+    shared.refresh_from_db()
+    assert (shared.name, shared.trigger_word, [tag.word for tag in shared.tags.all()]) == ("Mine", "mycat", ["good"])
+
+
 def test_edit_refuses_bad_input(shared, alice, client_of, everything):
     browser, before = client_of(alice), everything()
     for given in (
