@@ -173,10 +173,8 @@ def _save_converted(image: Image.Image, path: Path) -> tuple[str, int]:
     """In place of what came. Returns its checksum and size."""
     converted = path.with_suffix(".png")
     image.save(converted, "PNG", compress_level=3)
-    digest = hashlib.sha256()
     with converted.open("r+b") as file:
-        while block := file.read(COPY_BYTES):
-            digest.update(block)
+        digest = hashlib.file_digest(file, "sha256")
         os.fsync(file.fileno())
     size = converted.stat().st_size
     converted.replace(path)
@@ -207,7 +205,7 @@ def store_picture(staged: StagedPicture) -> None:
     if not touch_picture(staged.sha256, staged.extension):
         target.parent.mkdir(parents=True, exist_ok=True)
         staged.path.replace(target)
-        _sync_folder(target.parent)
+        workspace.sync_folder(target.parent)
     thumbnail = thumbnail_path(staged.sha256)
     thumbnail.parent.mkdir(parents=True, exist_ok=True)
     # Copied beside its place first: the cache may be on another disk.
@@ -223,14 +221,6 @@ def touch_picture(sha256: str, extension: str) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def ensure_thumbnail(sha256: str, extension: str) -> Path:
