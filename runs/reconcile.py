@@ -43,10 +43,11 @@ def reconcile(*, is_host: bool = True, watched_seconds: float = math.inf) -> Non
         fleet.mark_silent_hosts()
     restart_silent_slices()
     restart_silent_jobs()
+    dispatch()
+    # Last, as files can fail: a folder that may not be read keeps no run from starting.
+    library.catch_up()
     remove_stale_uploads()
     adapter_services.remove_stale_uploads()
-    library.catch_up()
-    dispatch()
     clean_up_hourly()
 
 
