@@ -11,12 +11,12 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
 from django.utils.cache import get_conditional_response
 from django.views.decorators.http import require_http_methods, require_safe
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from datasets import edits, selectors
 from datasets.edit_services import edit_picture, original_of
 from datasets.models import Picture
-from datasets.pictures import _decoding, picture_path
+from datasets.pictures import opened, picture_path
 from datasets.quality_forms import EditForm
 from lorapilot.access import signed_in
 from lorapilot.errors import UserError
@@ -107,8 +107,7 @@ def unedited(request: HttpRequest, pk: int, picture_pk: int) -> HttpResponseBase
 def _drawn(original: dict[str, Any], rotation: int) -> bytes:
     drawn = io.BytesIO()
     try:
-        path_of_original = picture_path(original["sha256"], original["extension"])
-        with Image.open(path_of_original) as image, _decoding.admit(image.width * image.height):
+        with opened(picture_path(original["sha256"], original["extension"])) as image:
             image.draft("RGB", (SHOWN_PIXELS, SHOWN_PIXELS))
             shown = edits.turned(ImageOps.exif_transpose(image), rotation)
             shown = shown.convert("RGBA" if shown.has_transparency_data else "RGB")

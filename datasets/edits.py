@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from datasets.pictures import StagedPicture, _decoding, picture_path, stage_picture, touch_picture
+from datasets.pictures import StagedPicture, opened, picture_path, stage_picture, touch_picture
 from lorapilot.errors import Missing, UserError
 
 Box = tuple[int, int, int, int]
@@ -79,8 +79,7 @@ def stage_edited(
     """The edited picture as a PNG in a staging folder, so that no pixel is changed by saving it."""
     path = folder / "edited.png"
     try:
-        path_of_original = picture_path(original["sha256"], original["extension"])
-        with Image.open(path_of_original) as image, _decoding.admit(image.width * image.height):
+        with opened(picture_path(original["sha256"], original["extension"])) as image:
             edited = turned(ImageOps.exif_transpose(image), rotation)
             if crop:
                 left, top, width, height = crop

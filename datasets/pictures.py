@@ -27,6 +27,7 @@ from datasets import conversion
 from lorapilot import workspace
 from lorapilot.errors import UserError
 
+STORED_FORMATS = ("PNG", "JPEG", "WEBP")
 CONTENT_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 NAME_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 KINDS = "PNG, JPEG, WebP, AVIF, BMP or TIFF"
@@ -223,6 +224,13 @@ def touch_picture(sha256: str, extension: str) -> bool:
     return True
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """A stored picture, once there is memory to decode it. Raises OSError when it is gone or is no such picture."""
+    with Image.open(path, formats=STORED_FORMATS) as image, _decoding.admit(image.width * image.height):
+        yield image
+
+
 def ensure_thumbnail(sha256: str, extension: str) -> Path:
     """The thumbnail of a stored picture, drawn when the cache lost it. Raises FileNotFoundError without the picture."""
     thumbnail = thumbnail_path(sha256)
@@ -230,10 +238,7 @@ def ensure_thumbnail(sha256: str, extension: str) -> Path:
         return thumbnail
     thumbnail.parent.mkdir(parents=True, exist_ok=True)
     partial = thumbnail.with_suffix(f".{uuid.uuid4()}")
-    with (
-        Image.open(picture_path(sha256, extension), formats=("PNG", "JPEG", "WEBP")) as image,
-        _decoding.admit(image.width * image.height),
-    ):
+    with opened(picture_path(sha256, extension)) as image:
         image.draft("RGB", (2 * THUMBNAIL_PIXELS, 2 * THUMBNAIL_PIXELS))
         _save_thumbnail(ImageOps.exif_transpose(image), partial)
     partial.replace(thumbnail)

@@ -7,17 +7,16 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from datasets.pictures import _decoding
+from datasets.pictures import opened
 from lorapilot.errors import UserError
 
 JPEG_QUALITY = 90
-STORED = ("PNG", "JPEG", "MPO", "WEBP")
 
 
 def as_jpeg(path: Path, *, pixels: int) -> bytes:
     """At most `pixels` wide and high. Raises UserError when the file is gone or does not decode."""
     try:
-        with Image.open(path, formats=STORED) as image, _decoding.admit(image.width * image.height):
+        with opened(path) as image:
             image.draft("RGB", (pixels, pixels))
             small = ImageOps.exif_transpose(image)
             small.thumbnail((pixels, pixels), Image.Resampling.LANCZOS, reducing_gap=3)

@@ -1,11 +1,13 @@
 """Automatic captions of providers, from a server on this machine that speaks as they do: proposed, reviewed, undone."""
 
 import email.utils
+import io
 import json
 import logging
 import time
 
 import pytest
+from PIL import Image
 
 from datasets import caption_edits
 from datasets import services as dataset_services
@@ -117,8 +119,6 @@ def test_token_limits_have_the_names_that_servers_know(settings):
 
 
 def test_pictures_are_made_smaller_and_put_on_white(stand, alice, dataset, draw, keys):
-    import io
-
     dataset_services.import_files(
         dataset, files=[("tall.png", io.BytesIO(draw((255, 0, 0, 0), size=(300, 600), mode="RGBA")))]
     )
@@ -127,20 +127,23 @@ def test_pictures_are_made_smaller_and_put_on_white(stand, alice, dataset, draw,
 
 
 def test_picture_is_turned_as_exif_says(tmp_path, draw):
-    from PIL import Image
-
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "turned.jpg"
     path.write_bytes(draw("red", "JPEG", (64, 32), exif=exif))
-    import io
-
     assert Image.open(io.BytesIO(as_jpeg(path, pixels=1024))).size == (32, 64)
     with pytest.raises(UserError, match="gone"):
         as_jpeg(tmp_path / "none.png", pixels=10)
     path.write_bytes(b"no picture")
     with pytest.raises(UserError, match="cannot be read"):
         as_jpeg(path, pixels=10)
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp")])
+def test_picture_of_every_stored_kind_is_sent(tmp_path, draw, kind, ending):
+    path = tmp_path / f"red.{ending}"
+    path.write_bytes(draw("red", kind))
+    assert Image.open(io.BytesIO(as_jpeg(path, pixels=32))).size == (32, 24)
 
 
 def test_trigger_word_is_in_the_prompt_and_at_the_beginning(stand, alice, dataset, pictures, keys):
