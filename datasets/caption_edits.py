@@ -4,6 +4,8 @@ Each saved caption raises its picture's revision. Who edits names the revision t
 since, `CaptionConflict` carries what is there now, and nothing is written. What a caption was before is kept: the last
 50 single changes of a picture, and the last 10 bulk edits of a dataset. A bulk edit, and its undoing, is one
 transaction: a server that dies in the middle leaves the captions as they were.
+
+Whatever changes a dataset locks its row first, then what is in it: who comes second waits, and nobody for each other.
 """
 
 from __future__ import annotations
@@ -84,6 +86,7 @@ def history_of(picture: Picture) -> QuerySet[CaptionChange]:
 
 
 def _locked_picture(picture: Picture) -> Picture:
+    lock_dataset(picture.dataset_id)
     found = Picture.objects.select_for_update().filter(pk=picture.pk).first()
     if found is None:
         raise Missing("The picture was deleted meanwhile.")
@@ -100,6 +103,14 @@ def _write(picture: Picture, caption: str) -> None:
 def _forget_old_changes(picture: Picture) -> None:
     single = picture.caption_changes.filter(edit=None).order_by("-pk")
     CaptionChange.objects.filter(pk__in=list(single.values_list("pk", flat=True)[KEPT_CHANGES:])).delete()
+
+
+def lock_dataset(dataset_id: int) -> Dataset:
+    """The row as it is now, which nobody else changes until the transaction ends."""
+    found: Dataset | None = Dataset.objects.select_for_update().filter(pk=dataset_id).first()
+    if found is None:
+        raise Missing("The dataset was deleted meanwhile.")
+    return found
 
 
 def touch(dataset_id: int) -> None:
@@ -143,6 +154,7 @@ def replace_captions(dataset: Dataset, *, captions: Mapping[int, str], label: st
     """New captions by picture id, whatever is there now: for imports. Returns the names of those pictures. A few are
     undone one by one, many as a bulk edit."""
     with transaction.atomic():
+        lock_dataset(dataset.pk)
         found = list(dataset.pictures.select_for_update().filter(pk__in=captions).order_by("pk"))
         if len(found) <= FEW:
             for picture in found:
@@ -159,8 +171,8 @@ def replace_captions(dataset: Dataset, *, captions: Mapping[int, str], label: st
 def undo_captions(edit: BulkEdit) -> tuple[int, int]:
     """Bring back what the captions were. Returns how many came back, and how many stay as they are because somebody
     changed or deleted them since. Raises Conflict when it was undone already."""
-    claim_undo(edit)
     lock_revisions(edit.dataset)
+    claim_undo(edit)
     same = edit.changes.filter(is_undone=False, picture__caption=F("after"))
     due = same.count()
     # The changes that count are marked before the captions change, and the update goes by the mark.
@@ -178,6 +190,7 @@ def claim_undo(edit: BulkEdit) -> None:
 
 def lock_revisions(dataset: Dataset) -> dict[int, int]:
     """The revisions of all pictures, which change no more until the transaction ends."""
+    lock_dataset(dataset.pk)
     return dict(dataset.pictures.select_for_update().order_by("pk").values_list("pk", "revision"))
 
 

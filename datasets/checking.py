@@ -17,6 +17,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from datasets import fingerprints, services
+from datasets.caption_edits import lock_dataset
 from datasets.models import Dataset, DatasetVersion, Picture
 from datasets.pictures import ensure_thumbnail, picture_path
 from lorapilot import jobs
@@ -81,7 +82,7 @@ def keep_one(dataset: Dataset, *, pictures: Iterable[int], keep: int, caption_of
     if len(chosen) < 2 or not {keep, caption_of} <= chosen:
         raise UserError("Choose the picture to keep, and whose caption it gets, among those that look alike.")
     with transaction.atomic():
-        locked = services._locked(dataset)
+        locked = lock_dataset(dataset.pk)
         found = {picture.pk: picture for picture in locked.pictures.filter(pk__in=chosen)}
         if found.keys() != chosen:
             raise Conflict("Some of these pictures are no longer in the dataset. Look again.")

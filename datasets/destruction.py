@@ -48,9 +48,10 @@ def destroy_picture(picture: Picture, *, everywhere: bool) -> None:
         files = {sha256: extension for sha256, extension in files.items() if sha256 not in kept}
         rows = rows.filter(dataset__owner=owner)
     with transaction.atomic():
-        touched = list(rows.values_list("dataset", flat=True))
+        touched = Dataset.objects.filter(pk__in=rows.values("dataset")).order_by("pk")
+        ids = list(touched.select_for_update().values_list("pk", flat=True))
         rows.delete()
-        Dataset.objects.filter(pk__in=touched).update(updated_at=timezone.now())
+        Dataset.objects.filter(pk__in=ids).update(updated_at=timezone.now())
     for sha256, extension in files.items():
         picture_path(sha256, extension).unlink(missing_ok=True)
         thumbnail_path(sha256).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from datasets import edits, fingerprints, services
+from datasets.caption_edits import lock_dataset
 from datasets.models import Picture
 from datasets.pictures import StagedPicture, ensure_thumbnail, staging_folder, store_picture, touch_picture
 from lorapilot.errors import Conflict, Missing
@@ -47,7 +48,7 @@ def _use(picture: Picture, file: Mapping[str, Any], *, edit: dict[str, Any] | No
         raise Missing("The picture's file is gone. Upload it again.")
     look = fingerprints.fingerprint(ensure_thumbnail(file["sha256"], file["extension"]))
     with transaction.atomic():
-        dataset = services._locked(picture.dataset)
+        dataset = lock_dataset(picture.dataset_id)
         if dataset.pictures.filter(sha256=file["sha256"]).exclude(pk=picture.pk).exists():
             raise Conflict("Another picture of the dataset looks exactly like this. Delete one of them.")
         unchanged = dataset.pictures.filter(pk=picture.pk, sha256=picture.sha256)

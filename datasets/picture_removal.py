@@ -41,8 +41,8 @@ def restore_pictures(edit: BulkEdit) -> tuple[int, int]:
     picture was uploaded again. Raises Conflict when it was undone already."""
     kept = [row for row in edit.removed if edits.touch_files(row)]
     with transaction.atomic():
-        claim_undo(edit)
         lock_revisions(edit.dataset)
+        claim_undo(edit)
         there = set(edit.dataset.pictures.values_list("sha256", flat=True))
         back = [Picture(dataset=edit.dataset, **row) for row in kept if row["sha256"] not in there]
         Picture.objects.bulk_create(back, batch_size=BATCH)

@@ -22,7 +22,7 @@ from django.utils import timezone
 
 from datasets import archives, batches, edits, pictures
 from datasets.batches import Batch, Caption, Found, ImportChoices, plain_name
-from datasets.caption_edits import replace_captions, set_caption
+from datasets.caption_edits import lock_dataset, replace_captions, set_caption
 from datasets.models import Dataset, DatasetVersion, Picture, Upload
 from datasets.pictures import StagedPicture, picture_path
 from lorapilot import jobs, partials, uploads
@@ -86,6 +86,7 @@ def delete_dataset(dataset: Dataset) -> None:
     for sha256, extension in dataset.pictures.values_list("sha256", "extension"):
         pictures.touch_picture(sha256, extension)
     with transaction.atomic():
+        lock_dataset(dataset.pk)
         dataset.delete()
     for upload_id in uploads:
         partials.remove_partial(upload_id)
@@ -112,14 +113,6 @@ def _name_taken(name: str) -> Conflict:
     return Conflict(f"You already have a dataset named {name}. Choose another name.", field="name")
 
 
-def _locked(dataset: Dataset) -> Dataset:
-    """The row as it is now, for this transaction alone."""
-    found: Dataset | None = Dataset.objects.select_for_update().filter(pk=dataset.pk).first()
-    if found is None:
-        raise Missing("The dataset was deleted meanwhile.")
-    return found
-
-
 def _touch(dataset: Dataset) -> None:
     """`updated_at` follows what is in the dataset, too."""
     Dataset.objects.filter(pk=dataset.pk).update(updated_at=timezone.now())
@@ -137,6 +130,7 @@ def delete_picture(picture: Picture) -> dict[str, Any]:
     deleted = {name: getattr(picture, name) for name in RESTORED}
     edits.touch_files(deleted)
     with transaction.atomic():
+        lock_dataset(picture.dataset_id)
         picture.delete()
         _touch(picture.dataset)
     return deleted
@@ -148,6 +142,7 @@ def restore_picture(dataset: Dataset, *, deleted: dict[str, Any]) -> Picture:
         raise Missing("The picture's file is gone. Upload it again.")
     try:
         with transaction.atomic():
+            lock_dataset(dataset.pk)
             picture = Picture.objects.create(dataset=dataset, **deleted)
             _touch(dataset)
     except IntegrityError:
@@ -364,7 +359,7 @@ def _record(
         pictures.store_picture(staged)
     report = ImportReport()
     with transaction.atomic():
-        _locked(dataset)
+        lock_dataset(dataset.pk)
         there: dict[str, int] = {}
         for row in dataset.pictures.values("pk", "source_sha256", *edits.OF):
             there |= dict.fromkeys((*edits.files_of(row), row["source_sha256"] or row["sha256"]), row["pk"])
@@ -452,7 +447,7 @@ def pin_version(dataset: Dataset) -> DatasetVersion:
     listed = [_listed(row) for row in rows]
     digest = version_digest(trigger_word, listed)
     with transaction.atomic():
-        locked = _locked(dataset)
+        locked = lock_dataset(dataset.pk)
         found = locked.versions.filter(digest=digest).first()
         if found:
             return found

@@ -15,6 +15,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from datasets import edits, services
+from datasets.caption_edits import lock_dataset
 from datasets.models import Dataset, DatasetVersion, Picture
 from lorapilot.errors import Missing
 
@@ -107,7 +108,7 @@ def restore_version(dataset: Dataset, version: DatasetVersion) -> Restored:
     if wanted and len(gone) == len(wanted):
         raise Missing("All pictures of this version were deleted for good.")
     with transaction.atomic():
-        locked = services._locked(dataset)
+        locked = lock_dataset(dataset.pk)
         before = services.pin_version(locked) if locked.pictures.exists() else None
         there = {picture.sha256: picture for picture in locked.pictures.all()}
         leaving = [picture.pk for sha256, picture in there.items() if sha256 not in wanted]

@@ -1,11 +1,9 @@
 """The command line: read the configuration, train, and turn whatever happens into an exit status and one sentence."""
 
 import argparse
-import contextlib
 import os
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,12 +18,12 @@ from lora_trainer.errors import (
     REFUSED,
     STOPPED,
     ConfigError,
-    LostProcessError,
     StopRequested,
     TrainerError,
     explain,
 )
 from lora_trainer.events import EventLog
+from lora_trainer.failing import fail
 from lora_trainer.plan import Plan, make_plan, make_schedule
 from lora_trainer.stop import StopSignal
 
@@ -68,7 +66,7 @@ def main(arguments: list[str]) -> int:
             return _dry_run(config, console)
         return _train(config, events, console)
     except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
-        return _fail(error, events, console) if is_first else _fail_beside_others(error, events)
+        return fail(error, events, console, INTERNAL_SENTENCE) if is_first else _fail_beside_others(error, events)
 
 
 def leave(status: int) -> NoReturn:
@@ -165,34 +163,11 @@ def _report_dataset(dataset: Dataset, held_back: Dataset, console: Console) -> N
         console.line(f"Warning: {notice.message}")
 
 
-def _fail(error: BaseException, events: EventLog | None, console: Console) -> int:
-    """Say in one sentence why the run ends, as its last line and as an event; a traceback only for our own faults."""
-    known = explain(error)
-    if isinstance(known, LostProcessError) and events is not None and events.has_ended():
-        return known.exit_status  # the other one has said why
-    told = known or TrainerError(INTERNAL_SENTENCE)
-    # the disk may be what is full, also for stdout
-    if events is not None:
-        with contextlib.suppress(OSError):
-            events.emit_error(told.code, str(told))
-    try:
-        if known is None:
-            console.end_progress()
-            traceback.print_exception(error, file=sys.stdout)
-        console.line(f"Error: {told}")
-    except OSError:
-        _drop_unwritten()
-    return told.exit_status
-
-
 def _fail_beside_others(error: BaseException, events: EventLog | None) -> int:
-    """`_fail` for all processes but the first: silent about what the first one tells as well."""
+    """`fail` for all processes but the first: silent about what the first one tells as well."""
     time.sleep(FIRST_SPEAKS_SECONDS)
     known = explain(error)
     is_told = events is None or events.has_ended() or (known is not None and known.exit_status == REFUSED)
-    return (known or TrainerError).exit_status if is_told else _fail(error, events, Console())
-
-
-def _drop_unwritten() -> None:
-    """What stdout still holds has no place to go. Python would try once more at its end, and exit with 120 for it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if is_told:
+        return (known or TrainerError).exit_status
+    return fail(error, events, Console(), INTERNAL_SENTENCE)

@@ -14,6 +14,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 from django.utils.text import slugify
 
+from datasets.caption_edits import lock_dataset
 from datasets.captioning import services
 from datasets.captioning.enums import REMOTE, Captioner, Proposal
 from datasets.captioning.selectors import has_job
@@ -126,6 +127,7 @@ def go_on(captioning: Captioning, *, actor: User) -> None:
     if run is not None and not run.is_terminal:
         raise Conflict("It is at work already.")
     with transaction.atomic():
+        lock_dataset(captioning.dataset_id)
         services.try_failed_again(captioning)
         if run is None or run.status == Status.SUCCEEDED:
             _queue(captioning)

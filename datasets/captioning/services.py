@@ -12,7 +12,7 @@ from typing import Any
 
 from django.db import transaction
 
-from datasets.caption_edits import replace_captions
+from datasets.caption_edits import lock_dataset, replace_captions
 from datasets.captioning.asking import Asker, Busy
 from datasets.captioning.enums import REMOTE, Captioner, Proposal, Which
 from datasets.captioning.job import caption_remotely
@@ -48,6 +48,7 @@ class Order:
 @transaction.atomic
 def create_captioning(owner: User, dataset: Dataset, order: Order) -> Captioning:
     """The order with a waiting proposal for each of its pictures; nothing does it yet. Raises UserError."""
+    lock_dataset(dataset.pk)
     captioner = checked_captioner(order.captioner)
     if order.which not in Which.values:
         raise UserError("Caption missing, all or selected pictures.", field="which")
@@ -124,6 +125,7 @@ def _enqueue(captioning: Captioning) -> None:
 def go_on(captioning: Captioning) -> Captioning:
     """Ask a provider again for what still waits and for what failed. Raises Conflict while it is at work, or when
     there is nothing left."""
+    lock_dataset(captioning.dataset_id)
     locked: Captioning = Captioning.objects.select_for_update(of=("self",)).select_related("job").get(pk=captioning.pk)
     if has_job(locked):
         raise Conflict("It is at work already.")
@@ -190,7 +192,7 @@ def accept(
     """Put proposals in the place of the captions, all in one transaction: all that are to be reviewed, or those with
     these ids. Many at once are one of the dataset's last edits, which can be undone there, too."""
     with transaction.atomic():
-        open_ = _locked(_open(captioning, proposals), Proposal.PROPOSED)
+        open_ = _locked(captioning, _open(captioning, proposals), Proposal.PROPOSED)
         due = [proposal for proposal in open_ if even_if_changed or not proposal.differs_since]
         texts = {proposal.picture_id: proposal.caption for proposal in due}
         for proposal in due:
@@ -205,8 +207,10 @@ def _replace(captioning: Captioning, texts: dict[int, str], *, label: str, actor
         replace_captions(captioning.dataset, captions=texts, label=label, actor=actor)
 
 
+@transaction.atomic
 def discard(captioning: Captioning, *, proposals: Iterable[int] | None = None) -> int:
     """Returns how many. The captions stay as they are."""
+    lock_dataset(captioning.dataset_id)
     found = CaptionProposal.objects.filter(pk__in=_open(captioning, proposals), state=Proposal.PROPOSED)
     return found.update(state=Proposal.DISCARDED)
 
@@ -215,7 +219,7 @@ def undo(captioning: Captioning, *, actor: User) -> Accepted:
     """Give every picture whose proposal was accepted its earlier caption again, unless somebody changed it since; the
     proposals are to be reviewed again."""
     with transaction.atomic():
-        accepted = _locked(captioning.proposals.values_list("pk", flat=True), Proposal.ACCEPTED)
+        accepted = _locked(captioning, captioning.proposals.values_list("pk", flat=True), Proposal.ACCEPTED)
         if not accepted:
             raise Conflict("Nothing of this was accepted.")
         due = [proposal for proposal in accepted if proposal.picture.caption == proposal.caption]
@@ -236,7 +240,8 @@ def _open(captioning: Captioning, wanted: Iterable[int] | None) -> list[int]:
     return found
 
 
-def _locked(ids: Iterable[int], state: Proposal) -> list[CaptionProposal]:
+def _locked(captioning: Captioning, ids: Iterable[int], state: Proposal) -> list[CaptionProposal]:
     """Those in this state, with their pictures, which change no more until the transaction ends."""
+    lock_dataset(captioning.dataset_id)
     rows = CaptionProposal.objects.select_for_update(of=("self", "picture")).order_by("pk")
     return list(rows.select_related("picture").filter(pk__in=ids, state=state))

@@ -5,10 +5,7 @@ reason), `progress` (step, total_steps, steps_per_second, eta_seconds), then `fi
 `error`. A step is a picture.
 """
 
-import contextlib
-import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Protocol
 
@@ -16,8 +13,9 @@ from PIL import Image, ImageOps
 
 from lora_trainer.captioning.order import Order, read_order
 from lora_trainer.console import Console
-from lora_trainer.errors import FINISHED, STOPPED, ConfigError, TrainerError, explain
+from lora_trainer.errors import FINISHED, STOPPED, ConfigError
 from lora_trainer.events import EventLog
+from lora_trainer.failing import fail
 from lora_trainer.stop import StopSignal
 
 TELL_SECONDS = 0.5
@@ -37,7 +35,7 @@ def main(arguments: list[str]) -> int:
         events = EventLog(Path(order.events_file))
         return _work(order, events, console)
     except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
-        return _fail(error, events, console)
+        return fail(error, events, console, INTERNAL_SENTENCE)
 
 
 def _work(order: Order, events: EventLog, console: Console) -> int:
@@ -123,16 +121,3 @@ class _Pace:
         left = (self.order.total - self.step) / rate
         figures = {"steps_per_second": rate, "eta_seconds": left}
         self.events.emit("progress", step=self.step, total_steps=self.order.total, **figures)
-
-
-def _fail(error: BaseException, events: EventLog | None, console: Console) -> int:
-    """One sentence as the last line and as an event; a traceback only for our own faults."""
-    known = explain(error)
-    told = known or TrainerError(INTERNAL_SENTENCE)
-    if known is None:
-        traceback.print_exception(error, file=sys.stdout)
-    with contextlib.suppress(OSError):  # the disk may be what is full
-        if events is not None:
-            events.emit_error(told.code, str(told))
-        console.line(f"Error: {told}")
-    return told.exit_status

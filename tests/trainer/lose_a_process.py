@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from lora_trainer.command import _fail, _fail_beside_others, leave
+from lora_trainer.command import INTERNAL_SENTENCE, _fail_beside_others, leave
 from lora_trainer.console import Console
 from lora_trainer.events import EventLog
+from lora_trainer.failing import fail
 
 how, path = sys.argv[1:]
 is_first = os.environ["RANK"] == "0"
@@ -29,4 +30,5 @@ try:
     torch.distributed.all_reduce(torch.ones(3))
 except RuntimeError as error:
     # as at the end of the program, with what is still open
-    leave(_fail(error, events, Console()) if is_first else _fail_beside_others(error, events))
+    status = fail(error, events, Console(), INTERNAL_SENTENCE) if is_first else _fail_beside_others(error, events)
+    leave(status)

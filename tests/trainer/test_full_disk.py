@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from lora_trainer.atomic import write_file, write_folder
 from lora_trainer.events import EventLog
 from lora_trainer.state_files import complete_states
-from tests.trainer.conftest import TIMEOUT_SECONDS, differing, weights
+from tests.trainer.conftest import PACKAGE, TIMEOUT_SECONDS, differing, weights
 
 PAGE_BYTES = 4096
 
@@ -89,6 +90,25 @@ def test_log_on_a_full_disk_ends_the_run_with_5(trainer):
         )
     assert (done.returncode, done.stderr) == (5, b"")
     assert [error["code"] for error in trainer.named("error")] == ["disk_full"]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("model", "status", "code"), [("folder", 5, "disk_full"), (None, 1, "internal")])
+def test_log_on_a_full_disk_ends_the_captioner_with_its_reason(tmp_path, model, status, code, unbuffered):
+    # a model that is no text is a fault of our own, found before the first line
+    order = {"captioner": "tagger", "model": model, "pictures": [], "events_file": str(tmp_path / "events.jsonl")}
+    (tmp_path / "order.json").write_text(json.dumps(order))
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-P", str(PACKAGE / "__main__.py"), "caption", str(tmp_path / "order.json")],
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (status, b"")
+    told = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [event.get("code", event["event"]) for event in told] == ["stage", code]
 
 
 def test_event_that_the_disk_tore_is_the_only_one_lost(disk):
