@@ -83,12 +83,12 @@ def keep_one(dataset: Dataset, *, pictures: Iterable[int], keep: int, caption_of
         raise UserError("Choose the picture to keep, and whose caption it gets, among those that look alike.")
     with transaction.atomic():
         locked = lock_dataset(dataset.pk)
-        found = {picture.pk: picture for picture in locked.pictures.filter(pk__in=chosen)}
-        if found.keys() != chosen:
+        if not chosen <= set(locked.pictures.values_list("pk", flat=True)):
             raise Conflict("Some of these pictures are no longer in the dataset. Look again.")
         before = services.pin_version(locked)
         if keep != caption_of:
-            services.set_caption(found[keep], caption=found[caption_of].caption)
+            text = locked.pictures.get(pk=caption_of).caption
+            services.set_caption(locked.pictures.get(pk=keep), caption=text)
         locked.pictures.filter(pk__in=chosen - {keep}).delete()
         services._touch(locked)
     return before

@@ -64,7 +64,7 @@ class PictureFilter:
         if sort not in SORTED:
             raise UserError(f"Sort by one of: {', '.join(SORTED)}.", field="sort")
         below = query.get("below", "") or "0"
-        if not (below.isascii() and below.isdigit() and int(below) <= LARGEST):
+        if not (is_number(below) and int(below) <= LARGEST):
             raise UserError("Enter a number of pixels.", field="below")
         return cls(_text(query, "q"), _text(query, "tag"), show, int(below), sort)
 
@@ -120,9 +120,9 @@ class PictureFilter:
         name, side = self.sort.removeprefix("-"), "lt" if self.sort.startswith("-") else "gt"
         pk, _, key = cursor.partition("~")
         value: str | int = key
-        if name in ("size", "length") and _is_number(key):
+        if name in ("size", "length") and is_number(key):
             value = int(key)
-        if not _is_number(pk) or "\0" in key or (name in ("size", "length") and isinstance(value, str)):
+        if not is_number(pk) or "\0" in key or (name in ("size", "length") and isinstance(value, str)):
             raise UserError("There is no such place in the list. Load the dataset again.", field="after")
         further = Q(**{f"pk__{side}": int(pk)})
         if name == "arrival":
@@ -130,7 +130,8 @@ class PictureFilter:
         return Q(**{f"sort_key__{side}": value}) | (Q(sort_key=value) & further)
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """A number that any database can compare with an id."""
     return text.isascii() and text.isdigit() and len(text) < 19
 
 

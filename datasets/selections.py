@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasets.models import Dataset
-from datasets.picture_filters import PictureFilter
+from datasets.picture_filters import PictureFilter, is_number
 from lorapilot.errors import UserError
 
 MOST_PICKED = 10_000
@@ -26,7 +26,7 @@ class Selection:
         """Raises UserError for what is no id, and for more than 10,000 of them."""
         texts = [str(one).strip() for one in ids]
         texts = [text for text in texts if text]
-        if any(not (text.isascii() and text.isdigit()) for text in texts):
+        if not all(map(is_number, texts)):
             raise UserError("A picture's id is a number.", field="pictures")
         if len(texts) > MOST_PICKED:
             raise UserError(f"Select at most {MOST_PICKED:,} pictures, or all that match.", field="pictures")

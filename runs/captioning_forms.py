@@ -18,6 +18,7 @@ from datasets.captioning.options import (
 )
 from datasets.captioning.services import Order
 from datasets.models import Dataset
+from datasets.picture_filters import is_number
 
 LABELS = {
     "begin_with_trigger": "Begin each caption with the trigger word",
@@ -65,7 +66,7 @@ class CaptioningForm(forms.Form):
 
     def clean_pictures(self) -> list[int]:
         parts = self.cleaned_data["pictures"].split(",")
-        if not all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts if part):
+        if not all(is_number(part) for part in parts if part):
             raise forms.ValidationError("Name pictures by their ids, with commas between them.")
         return [int(part) for part in parts if part]
 

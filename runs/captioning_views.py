@@ -17,6 +17,7 @@ from datasets.captioning import selectors, services
 from datasets.captioning.enums import LOCAL, REMOTE, Captioner, Proposal, Which
 from datasets.captioning.providers import ProviderError
 from datasets.models import Captioning, CaptionProposal, Dataset, Picture
+from datasets.picture_filters import is_number
 from datasets.selections import Selection
 from lorapilot.access import get_editable, signed_in
 from lorapilot.errors import UserError
@@ -26,7 +27,6 @@ from runs import captioning as captions
 from runs.captioning_forms import CaptioningForm
 
 PROPOSALS_A_PAGE = 60
-MOST_DIGITS = 18
 
 
 # --- The form ---------------------------------------------------------------------------------------------------------
@@ -221,4 +221,4 @@ def _captioning(request: HttpRequest, pk: int, captioning_id: int) -> Captioning
 
 def _ids(texts: Any) -> list[int]:
     """Those of `texts` that can be ids."""
-    return [int(text) for text in texts if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS]
+    return [int(text) for text in texts if is_number(text)]

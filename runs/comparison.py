@@ -16,6 +16,7 @@ from django.db.models import QuerySet
 from django.http import Http404
 from django.utils import timezone
 
+from datasets.picture_filters import is_number
 from lorapilot.errors import UserError
 from lorapilot.models import User
 from runs import selectors
@@ -26,14 +27,13 @@ from runs.stacks import STACKS
 LEAST, MOST = 2, 6
 MOST_CHOICES = 50  # runs that are offered at a time
 LAST_SHARE = 0.1  # of a run's steps, for its mean loss at the end
-MOST_DIGITS = 18  # of a number in an address
 
 
 # --- Which runs -------------------------------------------------------------------------------------------------------
 def run_ids(texts: Iterable[str]) -> list[int]:
     """The ids in `texts`, each once. Raises UserError for what is none."""
     found = list(dict.fromkeys(texts))
-    if not all(text.isdecimal() and len(text) <= MOST_DIGITS for text in found):
+    if not all(map(is_number, found)):
         raise UserError("Name runs by their ids: run=1&run=2.", field="run")
     return list(dict.fromkeys(map(int, found)))
 

@@ -9,6 +9,7 @@ from typing import Any
 from django import forms
 
 from datasets.models import Dataset
+from datasets.picture_filters import is_number
 from lorapilot.models import User
 from models_registry.models import BaseModel
 from models_registry.selectors import list_base_models
@@ -22,7 +23,6 @@ ESSENTIALS = ("dataset", "base_model", "output_name", "stack", "profile", "prior
 OWN = "option-"  # before the names of fields of a stack's own options
 VARIED = ("profile", "rank", "learning_rate", "seed")  # what many runs at once may differ in
 VARY = "vary_"  # before the names of their fields
-MOST_DIGITS = 18  # of an id
 
 
 class ListOf(forms.CharField):
@@ -90,8 +90,7 @@ class RunForm(forms.Form):
         trainer = STACKS.get(self["stack"].value() or "builtin")
         table = trainer.table() if trainer else None
         chosen = str(self["base_model"].value() or "")
-        is_id = chosen.isdecimal() and len(chosen) <= MOST_DIGITS
-        model = list_base_models(user).filter(pk=chosen).first() if is_id else None
+        model = list_base_models(user).filter(pk=chosen).first() if is_number(chosen) else None
         return editable(table, model.architecture) if table and model else []
 
     def clean_stack(self) -> str:

@@ -18,6 +18,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from datasets.models import Dataset
+from datasets.picture_filters import is_number
 from datasets.selectors import script_rows
 from lorapilot.access import get_editable, get_visible, signed_in
 from lorapilot.errors import Missing, UserError
@@ -42,7 +43,6 @@ LOG_BYTES = 1 << 20
 MOST_LINES = 5000
 DEFAULT_LINES = 500
 MOST_LOOKED_AT = 50  # runs whose process is compared
-MOST_DIGITS = 18
 OPEN = [*ACTIVE, Status.QUEUED]
 # How the documentation writes the caller's own base configuration.
 DOCUMENTED_TOML = "/opt/pilot/apps/TrainPilot/newlora.toml"
@@ -196,8 +196,7 @@ def _base_model(user: User, given: str) -> BaseModel:
 
 
 def _named_model(models: Any, given: str) -> BaseModel:
-    is_id = given.isdecimal() and len(given) <= MOST_DIGITS
-    named = models.filter(pk=given) if is_id else models.filter(name=given)
+    named = models.filter(pk=given) if is_number(given) else models.filter(name=given)
     found: BaseModel | None = named.first() or find_by_path(given)
     if found is None:
         raise Missing(f"There is no base model {given!r}: GET /api/v1/models/ lists them.", field="base_model")
@@ -306,7 +305,7 @@ def _lines(data: bytes) -> list[str]:
 
 
 def _number(name: str, text: str, *, least: int = 0) -> int:
-    if not text.isdecimal() or len(text) > MOST_DIGITS or int(text) < least:
+    if not is_number(text) or int(text) < least:
         raise UserError(f"{name} is a whole number, {least} or more.", field=name)
     return int(text)
 

@@ -351,11 +351,18 @@ def test_pages_of_every_order_have_each_picture_once(dataset, many, sort):
 
 
 @pytest.mark.parametrize(
-    "query", [{"show": "x"}, {"sort": "x"}, {"below": "-1"}, {"below": "x"}, {"below": "9" * 30}, {"below": "²"}]
+    "query",
+    [*({"below": below} for below in ("-1", "x", "9" * 30, "9" * 5000, "²")), {"show": "x"}, {"sort": "x"}],
 )
 def test_filter_that_is_none_is_refused(query):
     with pytest.raises(UserError):
         PictureFilter.from_query(query)
+
+
+@pytest.mark.parametrize("picked", ["x", "-1", "²", "9" * 19, "9" * 5000])
+def test_selection_of_what_is_no_id_is_refused(picked):
+    with pytest.raises(UserError, match="A picture's id is a number"):
+        Selection.from_form({"ids": "1"}, [picked])
 
 
 @pytest.mark.parametrize(

@@ -145,12 +145,18 @@ def test_keep_one_keeps_the_picture_and_the_caption_that_were_chosen(dataset):
 
 @pytest.mark.parametrize(
     ("chosen", "keep", "caption_of", "error"),
-    [((0,), 0, 0, UserError), ((0, 1), 2, 0, UserError), ((0, 1), 0, 2, UserError), ((0, 3), 0, 3, Conflict)],
+    [
+        ((0,), 0, 0, UserError),
+        ((0, 1), 2, 0, UserError),
+        ((0, 1), 0, 2, UserError),
+        ((0, 3), 0, 3, Conflict),
+        ((0, 4), 0, 0, Conflict),
+    ],
 )
 def test_keep_one_refuses_what_is_no_choice(dataset, alice, chosen, keep, caption_of, error):
     made = put(dataset, a=scene(1), b=scene(2), c=scene(3))
     made += put(services.create_dataset(alice, name="Other"), d=scene(4))
-    ids = [picture.pk for picture in made]
+    ids = [*(picture.pk for picture in made), 2**70]
     rows = list(Picture.objects.values())
     with pytest.raises(error):
         checking.keep_one(dataset, pictures=[ids[i] for i in chosen], keep=ids[keep], caption_of=ids[caption_of])

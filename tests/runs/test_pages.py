@@ -715,6 +715,12 @@ def test_form_submits_one_run(given, alice, browser):
     assert (run.spec["keep_last"], run.spec["less_memory_when_out"], run.spec["gpus"]) == (2, True, 1)
 
 
+@pytest.mark.parametrize("model", ["none", "9" * 30, "9" * 5000])
+def test_form_refuses_a_base_model_that_is_none(given, browser, model):
+    answer = browser.post(to("new"), given | {"base_model": model})
+    assert (answer.status_code, Run.objects.count()) == (422, 0)
+
+
 def test_form_submits_many_runs(given, browser):
     varied = many(given, rank="2, 4,2", learning_rate="1e-4 5e-5", seed="", profile=["quick_test", "regular"])
     answer = browser.post(to("new"), varied | {"warmup_steps": "0"})
