@@ -16,7 +16,7 @@ from pathlib import Path
 
 from django.db.models import TextChoices
 
-from datasets.captions import MAX_CHARACTERS, clean_caption
+from datasets.captions import MAX_CHARACTERS, clean_caption, is_text
 from lorapilot.errors import UserError
 
 LONGEST_TEXT = 500
@@ -68,11 +68,6 @@ def checked(operation: Operation, *, trigger_word: str) -> Operation:
     if operation.kind in (Kind.ADD, Kind.REMOVE) and not split_tags(operation.text):
         raise UserError("Enter at least one tag.", field="text")
     return operation
-
-
-def is_text(text: str) -> bool:
-    """False for null characters and lone surrogates."""
-    return "\0" not in text and text.encode(errors="replace").decode() == text
 
 
 def apply(operation: Operation, captions: Sequence[str]) -> list[str]:

@@ -11,9 +11,14 @@ MAX_CHARACTERS = 5_000
 MAX_FILE_BYTES = 64 * 1024
 
 
+def is_text(text: str) -> bool:
+    """False for null characters and lone surrogates, which JSON can carry but neither a file nor a database can."""
+    return "\0" not in text and text.encode(errors="replace").decode() == text
+
+
 def clean_caption(text: str) -> str:
     """`text` as one line: line breaks become spaces. Raises UserError for what no trainer can read."""
-    if "\0" in text or not _is_encodable(text):
+    if not is_text(text):
         raise UserError("The caption has characters that are no text. Remove them and save again.", field="caption")
     line = " ".join(part for part in map(str.strip, text.splitlines()) if part)
     if len(line) > MAX_CHARACTERS:
@@ -37,12 +42,3 @@ def decode(raw: bytes) -> str:
         return raw.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError:
         raise UserError("The caption is not UTF-8 text. Save the file as UTF-8 and upload it again.") from None
-
-
-def _is_encodable(text: str) -> bool:
-    """False for lone surrogates, which JSON can carry but neither a file nor a database can."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets.captioning.enums import LOCAL, REMOTE, Captioner
+from datasets.captions import is_text
 from lorapilot.errors import UserError
 
 MOST_PROMPT_CHARACTERS = 4000
@@ -100,15 +101,15 @@ def _prompt(value: Any) -> str:
     if value is not None and not isinstance(value, str):
         raise UserError("The prompt is a text.", field="prompt")
     prompt = (value or "").strip()
-    if len(prompt) > MOST_PROMPT_CHARACTERS or "\0" in prompt:
-        raise UserError(f"A prompt has at most {MOST_PROMPT_CHARACTERS:,} characters.", field="prompt")
+    if len(prompt) > MOST_PROMPT_CHARACTERS or not is_text(prompt):
+        raise UserError(f"A prompt has at most {MOST_PROMPT_CHARACTERS:,} characters of text.", field="prompt")
     return prompt
 
 
 def _excluded(value: Any) -> list[str]:
     """Tags that are never proposed: a list, or a text with commas or line breaks between them."""
     parts = value.replace("\n", ",").split(",") if isinstance(value, str) else value or []
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+    if not isinstance(parts, list) or not all(isinstance(part, str) and is_text(part) for part in parts):
         raise UserError("Name the tags, with commas between them.", field="exclude")
     if len(parts) > MOST_EXCLUDED:
         raise UserError(f"At most {MOST_EXCLUDED:,} tags can be left out.", field="exclude")

@@ -221,6 +221,18 @@ def test_tagger_options_take_lists_and_texts():
             checked_options("tagger", {"exclude": wrong})
 
 
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
+def test_options_that_no_database_can_store_are_refused(text):
+    for captioner, options in (
+        ("openai", {"prompt": text}),
+        ("tagger", {"exclude": text}),
+        ("tagger", {"exclude": [text]}),
+    ):
+        with pytest.raises(UserError) as error:
+            checked_options(captioner, options)
+        assert error.value.field == next(iter(options))
+
+
 def test_cost_is_counted_from_prices_of_the_user():
     assert cost_of({"input_price": 2.0, "output_price": 8.0}, 1_000_000, 500_000) == 6.0
     assert cost_of({"input_price": None, "output_price": 8.0}, 10**6, 10**6) == 8.0
