@@ -9,6 +9,7 @@ from rest_framework import serializers
 from datasets.caption_operations import LONGEST_TEXT, Kind, Operation
 from datasets.models import BulkEdit, CaptionChange, TagList
 from datasets.picture_filters import SHOWN, SORTED, PictureFilter
+from datasets.quality_forms import ON_OFF
 from datasets.selections import Selection
 
 
@@ -37,6 +38,15 @@ class FilterInput(serializers.Serializer[Any]):
     show = serializers.ChoiceField(choices=list(SHOWN), required=False, allow_blank=True)
     below = serializers.IntegerField(required=False, min_value=0, help_text="A side has fewer pixels.")
     sort = serializers.ChoiceField(choices=list(SORTED), required=False, allow_blank=True)
+    bucket = serializers.CharField(
+        required=False, allow_blank=True, help_text="Where the trainer puts it, as in 832x1216; dropped: left out."
+    )
+    resolution = serializers.IntegerField(required=False, help_text="Of the bucket; 1024 when left out.")
+    buckets = serializers.ChoiceField(choices=ON_OFF, required=False, help_text="off: everything is a square.")
+    upscale = serializers.ChoiceField(choices=ON_OFF, required=False, help_text="off: nothing is enlarged.")
+    minimum = serializers.IntegerField(required=False, help_text="Shortest side of a bucket.")
+    maximum = serializers.IntegerField(required=False, help_text="Longest side of a bucket.")
+    step = serializers.IntegerField(required=False, help_text="Sides of buckets are multiples of it.")
 
 
 class SelectionInput(serializers.Serializer[Any]):

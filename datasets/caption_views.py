@@ -18,6 +18,7 @@ from datasets.caption_forms import OperationForm, TagListForm
 from datasets.forms import CaptionForm
 from datasets.models import BulkEdit, Dataset, Picture
 from datasets.picture_filters import SHOWN, SORTED, PictureFilter
+from datasets.quality_forms import BucketForm, query_of
 from datasets.selections import Selection
 from datasets.thumbnails import draw_lost_thumbnails
 from datasets.trigger_words import trigger_report
@@ -52,6 +53,7 @@ def pictures_context(request: HttpRequest, dataset: Dataset) -> dict[str, Any]:
     wanted: PictureFilter = context["filter"]
     return context | {
         "match_count": wanted.pictures(dataset).count() if wanted.is_narrow else None,
+        "bucket_settings": query_of(wanted.rules),
         "shown_choices": SHOWN,
         "sort_choices": SORTED,
         "operation_form": OperationForm(),
@@ -212,7 +214,8 @@ def _selection(request: HttpRequest) -> Selection:
     return Selection.from_form(request.POST, request.POST.getlist("picture"))
 
 
-SENT = ("kind", "text", "replacement", "at_start", "scope", "q", "tag", "show", "below", "sort")
+OF_EDIT = ("kind", "text", "replacement", "at_start", "scope")
+SENT = (*OF_EDIT, "q", "tag", "show", "below", "sort", "bucket", *BucketForm.base_fields)
 
 
 def _sent(request: HttpRequest) -> dict[str, str]:

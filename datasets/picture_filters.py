@@ -16,6 +16,9 @@ from django.db.models.functions import Length, Lower
 
 from datasets.caption_operations import word_pattern
 from datasets.models import Dataset, Picture
+from datasets.quality import DROPPED, bucket_of
+from datasets.quality_forms import USUAL_RESOLUTION, query_of, rules_of
+from lora_trainer.buckets import BucketRules, rules_in_proportion
 from lorapilot.errors import UserError
 
 SHORT_CHARACTERS = 20
@@ -40,6 +43,9 @@ KEYS: dict[str, Any] = {
     "size": F("width") * F("height"),
     "length": Length("caption"),
 }
+SIZE = F("width") * 2**32 + F("height")  # both sides as one number
+BUCKET = re.compile(rf"[0-9]{{1,18}}x[0-9]{{1,18}}|{DROPPED}")
+USUAL_RULES = rules_in_proportion(USUAL_RESOLUTION)
 LONGEST = 200
 LARGEST = 2**31 - 1
 
@@ -47,17 +53,19 @@ LARGEST = 2**31 - 1
 @dataclass(frozen=True)
 class PictureFilter:
     """`text`: in the caption or the file's name; `tag`: a whole tag; `show`: one of SHOWN; `below`: a side is shorter
-    than so many pixels; `sort`: one of SORTED."""
+    than so many pixels; `bucket`: where `rules` put it, as in `832x1216` or `dropped`; `sort`: one of SORTED."""
 
     text: str = ""
     tag: str = ""
     show: str = ""
     below: int = 0
     sort: str = "arrival"
+    bucket: str = ""
+    rules: BucketRules = USUAL_RULES
 
     @classmethod
     def from_query(cls, query: Mapping[str, str]) -> PictureFilter:
-        """From `?q=&tag=&show=&below=&sort=`. Raises UserError that names the wrong one."""
+        """From `?q=&tag=&show=&below=&sort=&bucket=` and bucket settings. Raises UserError that names the wrong one."""
         show, sort = query.get("show", ""), query.get("sort", "") or "arrival"
         if show and show not in SHOWN:
             raise UserError(f"Show one of: {', '.join(SHOWN)}.", field="show")
@@ -66,17 +74,20 @@ class PictureFilter:
         below = query.get("below", "") or "0"
         if not (is_number(below) and int(below) <= LARGEST):
             raise UserError("Enter a number of pixels.", field="below")
-        return cls(_text(query, "q"), _text(query, "tag"), show, int(below), sort)
+        bucket = query.get("bucket", "")
+        if bucket and not BUCKET.fullmatch(bucket):
+            raise UserError(f"Name a bucket by its sides, as in 832x1216, or {DROPPED}.", field="bucket")
+        return cls(_text(query, "q"), _text(query, "tag"), show, int(below), sort, bucket, rules_of(query))
 
     def as_query(self) -> dict[str, str]:
         """What `from_query` takes, without what is not set."""
         values = {"q": self.text, "tag": self.tag, "show": self.show, "below": str(self.below or "")}
-        values["sort"] = "" if self.sort == "arrival" else self.sort
-        return {name: value for name, value in values.items() if value}
+        values |= {"sort": "" if self.sort == "arrival" else self.sort, "bucket": self.bucket}
+        return {name: value for name, value in values.items() if value} | query_of(self.rules)
 
     @property
     def is_narrow(self) -> bool:
-        return bool(self.text or self.tag or self.show or self.below)
+        return bool(self.text or self.tag or self.show or self.below or self.bucket)
 
     def pictures(self, dataset: Dataset) -> QuerySet[Picture]:
         """The pictures that are meant, in order."""
@@ -101,6 +112,8 @@ class PictureFilter:
             meant &= with_tag(self.tag)
         if self.below:
             meant &= Q(width__lt=self.below) | Q(height__lt=self.below)
+        if self.bucket:
+            meant &= in_bucket(dataset, self.bucket, self.rules)
         if self.show == "missing":
             meant &= Q(caption="")
         elif self.show == "short":
@@ -144,6 +157,13 @@ def with_tag(tag: str) -> Q:
     exactly = Q(caption__iregex=rf"(^|,)\s*{re.escape(tag)}\s*(,|$)")
     # Most captions are passed over by what the database does itself; SQLite's LIKE knows the case of ASCII only.
     return Q(caption__icontains=tag) & exactly if tag.isascii() else exactly
+
+
+def in_bucket(dataset: Dataset, bucket: str, rules: BucketRules) -> Q:
+    """Pictures that the trainer puts there: its own code says so of each size that the dataset has."""
+    sizes = dataset.pictures.order_by().values_list("width", "height").distinct()
+    fitting = [width * 2**32 + height for width, height in sizes if bucket_of((width, height), rules) == bucket]
+    return Q(pk__in=Picture.objects.alias(size=SIZE).filter(dataset=dataset, size__in=fitting))
 
 
 def without_trigger(dataset: Dataset) -> Q:

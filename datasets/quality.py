@@ -6,10 +6,12 @@ Reads only: two queries, whatever the number of pictures. What takes longer, rea
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from django.db.models import Count
 
 from datasets import fingerprints, lint
 from datasets.models import Dataset, Picture
@@ -17,6 +19,7 @@ from lora_trainer.buckets import BucketRules, Placement, Size, place
 from lorapilot.models import User
 
 LEAST_SIDE = 256  # pixels; a picture with a shorter side teaches little, unless the run is smaller itself
+DROPPED = "dropped"  # the bucket of what is left out
 FIELDS = ("original_name", "caption", "sha256", "width", "height", "fingerprint", "fault", "checked_at", "edit")
 
 
@@ -53,6 +56,11 @@ class Placed:
 class Bucket:
     size: Size
     placed: list[Placed]
+
+    @property
+    def name(self) -> str:
+        """As addresses have it."""
+        return _bucket_name(self.size) if any(self.size) else DROPPED
 
 
 @dataclass
@@ -144,6 +152,25 @@ def report_on(user: User, dataset: Dataset, rules: BucketRules) -> Report:
     groups = fingerprints.alike(tuple(picture.fingerprint for picture in pictures))
     report.alike = [report.at(group) for group in groups]
     return report
+
+
+def bucket_of(size: Size, rules: BucketRules) -> str:
+    """The name of the bucket for a picture of this size, as in `832x1216`."""
+    placement = place(size, rules)
+    return _bucket_name(placement.bucket) if placement else DROPPED
+
+
+def _bucket_name(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def bucket_counts(dataset: Dataset, rules: BucketRules) -> dict[str, int]:
+    """How many pictures are in which bucket, the fullest first."""
+    counts: Counter[str] = Counter()
+    sizes = dataset.pictures.order_by().values_list("width", "height")
+    for width, height, count in sizes.annotate(count=Count("pk")):
+        counts[bucket_of((width, height), rules)] += count
+    return dict(counts.most_common())
 
 
 def is_tiny(picture: Picture, rules: BucketRules) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from django import forms
 
 from datasets.edits import ROTATIONS, Box
 from lora_trainer.buckets import BucketRules, rules_in_proportion
+from lorapilot.errors import UserError
 
 USUAL_RESOLUTION = 1024
 ON_OFF = [("on", "Yes"), ("off", "No")]
@@ -52,6 +54,30 @@ class BucketForm(forms.Form):
         usual = rules_in_proportion(given["resolution"], enabled=given.get("buckets") != "off")
         own = {name: given[name] for name in ("minimum", "maximum", "step") if given.get(name)}
         return replace(usual, no_upscale=given.get("upscale") == "off", **own)
+
+
+def rules_of(query: Mapping[str, Any]) -> BucketRules:
+    """The bucket settings in an address. Raises UserError that names the one that cannot be."""
+    form = BucketForm(query)
+    if form.is_valid():
+        return form.rules()
+    name, errors = next(iter(form.errors.items()))
+    raise UserError(f"{name}: {' '.join(map(str, errors))}", field=name)
+
+
+def query_of(rules: BucketRules) -> dict[str, str]:
+    """What `rules_of` takes, without what is usual."""
+    resolution = rules.resolution[0]
+    usual = rules_in_proportion(resolution)
+    own = {name: getattr(rules, name) for name in ("minimum", "maximum", "step")}
+    values = {name: str(value) for name, value in own.items() if value != getattr(usual, name)}
+    if resolution != USUAL_RESOLUTION:
+        values["resolution"] = str(resolution)
+    if not rules.enabled:
+        values["buckets"] = "off"
+    if rules.no_upscale:
+        values["upscale"] = "off"
+    return values
 
 
 class EditForm(forms.Form):

@@ -9,6 +9,7 @@ from datasets import edit_views, quality_views, version_views
 urlpatterns = [
     path("<int:pk>/quality/", quality_views.quality, name="quality"),
     path("<int:pk>/quality/summary/", quality_views.summary, name="quality-summary"),
+    path("<int:pk>/buckets/", quality_views.buckets, name="buckets"),
     path("<int:pk>/quality/check/", quality_views.check, name="quality-check"),
     path("<int:pk>/quality/keep/", quality_views.keep, name="quality-keep"),
     path("<int:pk>/pictures/<int:picture_pk>/edit/", edit_views.picture_edit, name="picture-edit"),

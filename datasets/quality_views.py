@@ -8,12 +8,14 @@ from django.contrib import messages
 from django.core.paginator import Paginator
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.utils.http import urlencode
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from datasets import checking
 from datasets.models import Dataset
-from datasets.quality import Bucket, Report, report_on
-from datasets.quality_forms import BucketForm, KeepForm
+from datasets.picture_filters import PictureFilter
+from datasets.quality import DROPPED, Bucket, Report, bucket_counts, report_on
+from datasets.quality_forms import BucketForm, KeepForm, rules_of
 from lora_trainer.buckets import rules_in_proportion
 from lorapilot.access import get_editable, get_visible, signed_in
 from lorapilot.errors import UserError
@@ -36,6 +38,7 @@ def quality(request: HttpRequest, pk: int) -> HttpResponse:
         "form": form,
         "report": report,
         "bucket": bucket,
+        "grid_query": urlencode(PictureFilter(bucket=bucket.name, rules=report.rules).as_query()) if bucket else "",
         "page": Paginator(bucket.placed, PICTURES_A_PAGE).get_page(request.GET.get("page")) if bucket else None,
         "can_edit": dataset.is_editable_by(user),
         "most": MOST_SHOWN,
@@ -47,11 +50,20 @@ def quality(request: HttpRequest, pk: int) -> HttpResponse:
 
 def _bucket(report: Report, wanted: str) -> Bucket | None:
     """The one that is looked into: the fullest, if none is named."""
-    if wanted == "dropped":
+    if wanted == DROPPED:
         return Bucket((0, 0), report.dropped)
     found = report.buckets
-    named = [bucket for bucket in found if f"{bucket.size[0]}x{bucket.size[1]}" == wanted]
+    named = [bucket for bucket in found if bucket.name == wanted]
     return next(iter([*named, *found]), None)
+
+
+@require_safe
+def buckets(request: HttpRequest, pk: int) -> HttpResponse:
+    """The choices of the grid's filter: buckets that have pictures, at the resolution that is entered."""
+    dataset = get_visible(Dataset, signed_in(request), pk=pk)
+    counts = bucket_counts(dataset, rules_of(request.GET))
+    context = {"chosen": request.GET.get("bucket", ""), "bucket_counts": counts}
+    return render(request, "datasets/_bucket_choices.html", context)
 
 
 @require_safe

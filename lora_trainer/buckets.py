@@ -3,6 +3,7 @@
 A bucket is a (width, height) in pixels. Pictures of one bucket are resized and cropped to it and can share a batch.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -52,7 +53,8 @@ def place(size: Size, rules: BucketRules) -> Placement | None:
     return _cover(size, bucket)
 
 
-def bucket_sizes(rules: BucketRules) -> list[Size]:
+@functools.lru_cache(maxsize=16)  # asked anew for each picture
+def bucket_sizes(rules: BucketRules) -> tuple[Size, ...]:
     """Every bucket of at most the resolution's area, both sides multiples of step and within [minimum, maximum], with
     the maximum rounded up to one."""
     area = rules.resolution[0] * rules.resolution[1]
@@ -63,10 +65,10 @@ def bucket_sizes(rules: BucketRules) -> list[Size]:
         height = min(maximum, _floor(area // width, rules.step))
         if height >= rules.minimum:
             sizes |= {(width, height), (height, width)}
-    return sorted(sizes)
+    return tuple(sorted(sizes))
 
 
-def _nearest_aspect(size: Size, sizes: list[Size]) -> Size:
+def _nearest_aspect(size: Size, sizes: tuple[Size, ...]) -> Size:
     if size in sizes:
         return size
     aspect = size[0] / size[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 
@@ -141,6 +143,17 @@ def test_edit_of_a_filter_changes_what_it_finds(dataset, rows, at, api):
     body = {"kind": "add", "text": "x", "at_start": True, "filter": {"q": "green", "below": 65}}
     assert api.post(at("caption-edits/"), body, format="json").json()["changed"] == 1
     assert captions_of(dataset) == ["a red picture", "x, a green picture", "a blue picture"]
+
+
+def test_pictures_of_a_bucket_are_listed_and_edited(dataset, rows, at, api, draw):
+    services.import_files(dataset, files=[("wide.png", io.BytesIO(draw("red", size=(128, 64))))])
+    bucket = {"bucket": "80x40", "resolution": 64, "minimum": 16, "upscale": "off"}
+    listed = api.get(at("pictures/"), {"bucket": "64x48", "resolution": 64, "upscale": "off"}).json()["results"]
+    assert [one["id"] for one in listed] == [row.pk for row in rows]
+    edited = api.post(at("caption-edits/"), {"kind": "add", "text": "x", "filter": bucket}, format="json")
+    assert edited.json()["changed"] == 1
+    for wrong in ({"bucket": "x"}, {"bucket": "64x48", "step": 12}, {"upscale": "no"}):
+        assert api.get(at("pictures/"), wrong).status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from datasets.caption_edits import CaptionConflict
 from datasets.caption_operations import Operation
 from datasets.models import BulkEdit, CaptionChange, Picture
 from datasets.picture_filters import PictureFilter
+from datasets.quality import bucket_counts, report_on
+from datasets.quality_forms import rules_of
 from datasets.selections import Selection
 from datasets.trigger_words import trigger_report
 from lorapilot import jobs
@@ -335,6 +338,33 @@ def test_filter_finds(dataset, many, alice, query, names):
     assert "".join(found(dataset, **query)) == names
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"resolution": "512"},
+        {"buckets": "off"},
+        {"upscale": "off", "resolution": "768"},
+        {"minimum": "256", "maximum": "1088", "step": "32", "upscale": "on"},
+    ],
+)
+def test_filter_by_bucket_finds_what_the_report_has_there(dataset, many, alice, chosen):
+    chance = random.Random(str(chosen))
+    for _ in range(60):
+        many("", width=chance.randint(8, 3000), height=chance.randint(8, 3000))
+    many("", "", width=1, height=2**31 - 1)
+    many("", width=10**5, height=10**5)
+    report = report_on(alice, dataset, rules_of(chosen))
+    there = {bucket.name: bucket.placed for bucket in report.buckets} | {"dropped": report.dropped}
+    for name, placed in there.items():
+        wanted = PictureFilter.from_query(chosen | {"bucket": name})
+        assert list(wanted.pictures(dataset)) == [one.picture for one in placed]
+        assert PictureFilter.from_query(wanted.as_query()) == wanted
+    counts = {name: len(placed) for name, placed in there.items() if placed}
+    assert bucket_counts(dataset, report.rules) == counts
+    assert found(dataset, bucket="8x8") == []
+
+
 @pytest.mark.parametrize("sort", ["arrival", "-arrival", "name", "-name", "size", "-size", "length", "-length"])
 def test_pages_of_every_order_have_each_picture_once(dataset, many, sort):
     for number in range(23):
@@ -352,7 +382,13 @@ def test_pages_of_every_order_have_each_picture_once(dataset, many, sort):
 
 @pytest.mark.parametrize(
     "query",
-    [*({"below": below} for below in ("-1", "x", "9" * 30, "9" * 5000, "²")), {"show": "x"}, {"sort": "x"}],
+    [
+        *({"below": below} for below in ("-1", "x", "9" * 30, "9" * 5000, "²")),
+        *({"bucket": bucket} for bucket in ("x", "1x", "1x1x1", "-1x1", "²x²", "9" * 5000 + "x1", "1x1\n")),
+        *({"resolution": resolution} for resolution in ("x", "63", "9" * 5000)),
+        {"show": "x"},
+        {"sort": "x"},
+    ],
 )
 def test_filter_that_is_none_is_refused(query):
     with pytest.raises(UserError):

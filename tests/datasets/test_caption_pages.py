@@ -129,7 +129,9 @@ def test_grid_is_read_on_until_its_end(dataset, browser):
     assert seen == [str(pk) for pk in dataset.pictures.order_by("-pk").values_list("pk", flat=True)]
 
 
-@pytest.mark.parametrize("query", ["", "?sort=name", "?q=tag", "?tag=big&sort=-length", "?show=no-trigger"])
+@pytest.mark.parametrize(
+    "query", ["", "?sort=name", "?q=tag", "?tag=big&sort=-length", "?show=no-trigger", "?bucket=1024x1024"]
+)
 def test_grid_takes_as_many_queries_for_1000_as_for_100(dataset, browser, query):
     def queries():
         found = []
@@ -155,6 +157,26 @@ def test_grid_shows_what_the_filter_finds_and_says_how_many(dataset, rows, brows
         '<option value="-name" selected>',
     )
     assert "No picture matches" in page(browser.get(to("detail", dataset.pk) + "?q=cyan"))
+
+
+def test_grid_of_a_bucket_keeps_its_settings(dataset, rows, browser):
+    seen = page(browser.get(to("detail", dataset.pk) + "?bucket=80x56&resolution=64&step=8&minimum=16"))
+    assert re.findall(r'id="picture-(\d+)"', seen) == []
+    assert "<option selected>80x56</option>" in seen
+    seen = page(browser.get(to("detail", dataset.pk) + "?bucket=72x56&resolution=64&minimum=16&upscale=off"))
+    assert ("3 matches." in seen, len(re.findall(r'id="picture-(\d+)"', seen))) == (False, 0)
+    seen = page(browser.get(to("detail", dataset.pk) + "?bucket=64x48&resolution=64&minimum=16&upscale=off"))
+    assert ("3 matches." in seen, len(re.findall(r'id="picture-(\d+)"', seen))) == (True, 3)
+    assert '<input id="filter-resolution" name="resolution" type="number" min="64" max="4096"' in seen
+    kept = {("bucket", "64x48"), ("resolution", "64"), ("minimum", "16"), ("upscale", "off")}
+    assert kept <= set(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', seen))
+    sent = {"kind": "add", "text": "y", "scope": "all"} | dict(kept)
+    asked = browser.post(to("bulk-preview", dataset.pk), sent)
+    assert kept <= set(hidden(asked).items())
+    assert browser.post(to("bulk-apply", dataset.pk), hidden(asked)).status_code == 302
+    assert set(dataset.pictures.values_list("caption", flat=True)) == {
+        "a red picture, y", "a green picture, y", "a blue picture, y"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("query", ["show=x", "sort=x", "below=x", "after=x"])

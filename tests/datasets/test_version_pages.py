@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import re
+
 import pytest
 from django.contrib.messages import get_messages
 from django.db import connection
@@ -196,7 +199,15 @@ def test_versions_with_finds_the_uploaded_and_the_edited_picture_only(dataset, a
 def addresses(dataset, add):
     (picture,) = add("red")
     services.pin_version(dataset)
-    of_dataset = ("quality", "quality-summary", "quality-check", "quality-keep", "versions", "versions-compare")
+    of_dataset = (
+        "quality",
+        "buckets",
+        "quality-summary",
+        "quality-check",
+        "quality-keep",
+        "versions",
+        "versions-compare",
+    )
     found = {name: to(name, dataset.pk) for name in of_dataset}
     found |= {name: to(name, dataset.pk, picture.pk) for name in ("picture-edit", "unedited")}  # see test_edits.py
     return found | {"version-restore": to("version-restore", dataset.pk, 1)}
@@ -265,6 +276,34 @@ def test_quality_page_says_which_bucket_settings_cannot_be(dataset, add, alice, 
     assert (answer.status_code, "error" in answer.content.decode()) == (400, True)
     assert client_of(alice).get(to("quality-summary", dataset.pk), query).status_code == 200
     assert api_of(alice).get(f"/api/v1/datasets/{dataset.pk}/quality/", query).status_code == 400
+
+
+def test_bucket_leads_to_the_grid_with_its_pictures(dataset, add, alice, client_of):
+    add("red", "blue")
+    browser = client_of(alice)
+    page = browser.get(to("quality", dataset.pk), {"resolution": "64", "upscale": "off"}).content.decode()
+    link = f"{to('detail', dataset.pk)}?bucket=64x48&amp;resolution=64&amp;upscale=off#pictures"
+    assert f'<a href="{link}">2 pictures in 64×48: captions and edits</a>' in page
+    page = browser.get(to("quality", dataset.pk), {"bucket": "dropped", "upscale": "off", "step": 256}).content.decode()
+    link = f"{to('detail', dataset.pk)}?bucket=dropped&amp;step=256&amp;upscale=off#pictures"
+    assert f'<a href="{link}">2 pictures left out: captions and edits</a>' in page
+
+
+def test_buckets_to_choose_from_are_counted(dataset, add, draw, alice, client_of):
+    add("red", "blue")
+    services.import_files(dataset, files=[("wide.png", io.BytesIO(draw("red", size=(128, 64))))])
+    browser = client_of(alice)
+    choices = browser.get(
+        to("buckets", dataset.pk), {"resolution": "64", "minimum": "16", "bucket": "88x40"}
+    ).content.decode()
+    assert re.findall(r"<option.*?</option>", choices) == [
+        '<option value="">All</option>',
+        '<option value="72x56">72x56 (2)</option>',
+        '<option value="88x40" selected>88x40 (1)</option>',
+    ]
+    choices = browser.get(to("buckets", dataset.pk), {"bucket": "88x40"}).content.decode()
+    assert "<option selected>88x40</option>" in choices
+    assert browser.get(to("buckets", dataset.pk), {"resolution": "x"}).status_code == 400
 
 
 def test_quality_page_of_an_empty_dataset(dataset, alice, client_of):
