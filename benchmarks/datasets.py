@@ -104,8 +104,10 @@ def grid(options: argparse.Namespace) -> None:
         "its next part": ("grid/", "", ""),
         "a part in the middle": ("grid/", "", f"after={middle}"),
         "ordered by name": ("grid/", "sort=name", "sort=name"),
-        "a tag": ("grid/", "tag=tag+7", "tag=tag+7"),
-        "a word": ("grid/", "q=tag+39", "q=tag+39"),
+        # Each has 60 pictures: of the few, only what stands in every caption is there so often.
+        "a tag": ("grid/", "tag=ohwx", "tag=tag+7"),
+        "a word": ("grid/", "q=ohwx", "q=tag+39"),
+        "a bucket": ("grid/", "", "bucket=1024x1024"),
         "tags and trigger word": ("captions/tools/", "", ""),
     }
 
