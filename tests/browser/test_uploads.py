@@ -68,6 +68,31 @@ def test_folder_goes_in_with_repeats_and_captions(live_platform, browser_of, pro
     assert page.complaints == []
 
 
+DROP = """
+([name, content]) => {
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([Uint8Array.from(content)], name));
+  return transfer;
+}
+"""
+
+
+def test_files_are_dropped_on_the_folded_box(live_platform, browser_of, program):
+    dataset = live_platform.run(program, "new", "Dropped").strip()
+    page = browser_of("alice")
+    page.goto(f"{live_platform.address}/datasets/{dataset}/")
+    box = page.locator("details#upload")
+    expect(box).to_have_attribute("open", "")
+    for number, colour in enumerate(["red", "blue"], start=1):
+        transfer = page.evaluate_handle(DROP, [f"{colour}.png", list(png(colour))])
+        box.locator("summary").dispatch_event("drop", {"dataTransfer": transfer})
+        expect(page.locator("#pictures-heading")).to_contain_text(f"{number} picture", timeout=SLOW_MS)
+        expect(box).to_have_attribute("open", "")
+        page.reload()
+        expect(box).not_to_have_attribute("open", "")
+    assert page.complaints == []
+
+
 def test_large_file_is_paused_survives_a_reload_and_goes_on(live_platform, browser_of, program, tmp_path):
     dataset = live_platform.run(program, "new", "Large").strip()
     with zipfile.ZipFile(tmp_path / "large.zip", "w") as archive:

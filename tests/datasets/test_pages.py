@@ -363,6 +363,16 @@ def test_share_keeps_a_group_that_staff_chose(dataset, browser, team):
     assert list(dataset.editor_groups.all()) == [others]
 
 
+def test_upload_box_is_open_where_there_is_nothing_else_or_something_wrong(dataset, add, browser):
+    def is_open(answer):
+        return '<details class="more" id="upload" open>' in answer.content.decode()
+
+    assert is_open(browser.get(to("detail", dataset.pk)))
+    add("red")
+    assert not is_open(browser.get(to("detail", dataset.pk)))
+    assert is_open(browser.post(to("upload", dataset.pk)))
+
+
 # --- The plain upload -------------------------------------------------------------------------------------------------
 def test_upload_takes_files_and_names_what_is_refused(dataset, draw, browser):
     files = uploaded(("red.png", draw("red")), ("red.txt", b"a red cat"), ("bad.png", b"x"), ("bad.zip", b"x"))

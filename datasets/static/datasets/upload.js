@@ -41,6 +41,7 @@ class Line {
     this.bar.setAttribute("aria-label", name);
     this.item.append(this.label, this.state, this.bar);
     list.append(this.item);
+    list.closest("details").open = true;
   }
 
   show(done, total, text) {
@@ -404,6 +405,7 @@ async function dropped(transfer) {
 // --- The form ---------------------------------------------------------------------------------------------------------------
 function takeOver(form) {
   const uploader = new Uploader(form);
+  const box = form.closest("details");
   const input = form.querySelector("input[type=file][name]");
   const folderInput = form.querySelector("[data-folder-input]");
   for (const element of form.querySelectorAll("[data-without-script]")) element.hidden = true;
@@ -419,12 +421,13 @@ function takeOver(form) {
   });
   form.querySelector("[data-choose-folder]").addEventListener("click", () => folderInput.click());
   form.addEventListener("submit", (event) => event.preventDefault());
-  for (const type of ["dragenter", "dragover"]) form.addEventListener(type, (event) => {
+  for (const type of ["dragenter", "dragover"]) box.addEventListener(type, (event) => {
     event.preventDefault();
+    box.open = true;
     form.classList.add("is-over");
   });
-  for (const type of ["dragleave", "drop"]) form.addEventListener(type, () => form.classList.remove("is-over"));
-  form.addEventListener("drop", async (event) => {
+  for (const type of ["dragleave", "drop"]) box.addEventListener(type, () => form.classList.remove("is-over"));
+  box.addEventListener("drop", async (event) => {
     event.preventDefault();
     take(await dropped(event.dataTransfer));
   });
