@@ -91,6 +91,7 @@ def word_pattern(words: Sequence[str], *, inside: bool = False) -> str:
 
 
 def has_word(caption: str, word: str) -> bool:
+    """Whether `word`, which may be several, stands in the caption by itself, in capitals or not."""
     return re.search(word_pattern([word]), caption, re.IGNORECASE) is not None
 
 

@@ -17,7 +17,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from datasets import fingerprints, services
-from datasets.caption_edits import lock_dataset
+from datasets.caption_edits import lock_dataset, touch
 from datasets.models import Dataset, DatasetVersion, Picture
 from datasets.pictures import ensure_thumbnail, picture_path
 from lorapilot import jobs
@@ -90,5 +90,5 @@ def keep_one(dataset: Dataset, *, pictures: Iterable[int], keep: int, caption_of
             text = locked.pictures.get(pk=caption_of).caption
             services.set_caption(locked.pictures.get(pk=keep), caption=text)
         locked.pictures.filter(pk__in=chosen - {keep}).delete()
-        services._touch(locked)
+        touch(locked.pk)
     return before

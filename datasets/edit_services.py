@@ -8,8 +8,8 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
-from datasets import edits, fingerprints, services
-from datasets.caption_edits import lock_dataset
+from datasets import edits, fingerprints
+from datasets.caption_edits import lock_dataset, touch
 from datasets.models import Picture
 from datasets.pictures import StagedPicture, ensure_thumbnail, staging_folder, store_picture, touch_picture
 from lorapilot.errors import Conflict, Missing
@@ -55,6 +55,6 @@ def _use(picture: Picture, file: Mapping[str, Any], *, edit: dict[str, Any] | No
         values = {name: file[name] for name in edits.KEPT} | {"edit": edit, "fingerprint": look, "fault": ""}
         if not unchanged.update(**values, checked_at=timezone.now(), updated_at=timezone.now()):
             raise Conflict("Somebody else has just edited this picture. Look again.")
-        services._touch(dataset)
+        touch(dataset.pk)
     picture.refresh_from_db()
     return picture

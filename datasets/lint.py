@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from datasets.caption_operations import has_word
+
 TOKENS_AT_ONCE = 75  # of CLIP; what is longer is cut off, unless the run reads 150 or 225
 TOKENS_A_WORD = 1.3  # of English prose
 LEAST_TO_COMPARE = 3  # captions, before anything is said to be in all of them
@@ -77,11 +79,6 @@ def about_tokens(caption: str) -> int:
     pieces: list[str] = _PIECES.findall(caption)
     words = sum(piece.isalpha() for piece in pieces)
     return len(pieces) + round(words * (TOKENS_A_WORD - 1))
-
-
-def has_word(caption: str, word: str) -> bool:
-    """Whether `word`, which may be several, stands in the caption by itself, in capitals or not."""
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption, re.IGNORECASE) is not None
 
 
 def _lint_one(found: Findings, place: int, caption: str, trigger_word: str) -> None:

@@ -7,7 +7,7 @@ page costs what the first one does, and pictures that come or go move nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +123,7 @@ class PictureFilter:
         elif self.show == "no-trigger":
             meant &= without_trigger(dataset)
         elif self.show == "leaking":
-            meant &= leaking(dataset)
+            meant &= leaking(dataset, foreign_triggers(dataset))
         return meant
 
     def _cursor(self, picture: Any) -> str:
@@ -173,13 +173,12 @@ def without_trigger(dataset: Dataset) -> Q:
     return ~Q(caption__iregex=word_pattern([dataset.trigger_word]))
 
 
-def leaking(dataset: Dataset) -> Q:
-    """Captions with the trigger word inside another word, or with the trigger word of another dataset of its owner."""
+def leaking(dataset: Dataset, foreign: Sequence[str]) -> Q:
+    """Captions with the trigger word inside another word, or with one of the `foreign` ones."""
     meant = Q(pk__in=[])
     if dataset.trigger_word:
         meant |= Q(caption__iregex=word_pattern([dataset.trigger_word], inside=True))
-    others = foreign_triggers(dataset)
-    return meant | Q(caption__iregex=word_pattern(others)) if others else meant
+    return meant | Q(caption__iregex=word_pattern(foreign)) if foreign else meant
 
 
 def foreign_triggers(dataset: Dataset) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from django.db.models import Count
@@ -65,6 +66,8 @@ class Bucket:
 
 @dataclass
 class Report:
+    """Complete when it is handed out: what is derived is computed once."""
+
     rules: BucketRules
     pictures: list[Picture]
     placed: list[Placed]
@@ -76,7 +79,7 @@ class Report:
     alike: list[list[Picture]] = field(default_factory=list)
     unchecked: int = 0
 
-    @property
+    @cached_property
     def buckets(self) -> list[Bucket]:
         """The fullest first."""
         found: dict[Size, list[Placed]] = defaultdict(list)
@@ -85,16 +88,16 @@ class Report:
                 found[one.placement.bucket].append(one)
         return [Bucket(size, found[size]) for size in sorted(found, key=lambda size: (-len(found[size]), size))]
 
-    @property
+    @cached_property
     def dropped(self) -> list[Placed]:
         return [one for one in self.placed if one.placement is None]
 
-    @property
+    @cached_property
     def enlarged(self) -> list[Placed]:
         """The one that is enlarged most comes first."""
         return sorted((one for one in self.placed if one.scale > 1), key=lambda one: -one.scale)
 
-    @property
+    @cached_property
     def counts(self) -> dict[str, int]:
         """How many pictures (of what looks alike: groups; of what is in all captions: tags), by what is wrong."""
         found = self.findings
@@ -115,23 +118,23 @@ class Report:
     def at(self, places: Iterable[int]) -> list[Picture]:
         return [self.pictures[number] for number in places]
 
-    @property
+    @cached_property
     def without_caption(self) -> list[Picture]:
         return self.at(self.findings.empty)
 
-    @property
+    @cached_property
     def without_trigger(self) -> list[Picture]:
         return self.at(self.findings.without_trigger)
 
-    @property
+    @cached_property
     def contradictory(self) -> list[tuple[Picture, str, str]]:
         return [(self.pictures[number], one, other) for number, one, other in self.findings.contradictory]
 
-    @property
+    @cached_property
     def repeated(self) -> list[tuple[Picture, list[str]]]:
         return [(self.pictures[number], tags) for number, tags in self.findings.repeated]
 
-    @property
+    @cached_property
     def long(self) -> list[tuple[Picture, int]]:
         return [(self.pictures[number], tokens) for number, tokens in self.findings.long]
 

@@ -18,11 +18,10 @@ from zipfile import ZipInfo
 
 from django.db import IntegrityError, transaction
 from django.db.models import Max
-from django.utils import timezone
 
 from datasets import archives, batches, edits, pictures
 from datasets.batches import Batch, Caption, Found, ImportChoices, plain_name
-from datasets.caption_edits import lock_dataset, replace_captions, set_caption
+from datasets.caption_edits import lock_dataset, replace_captions, set_caption, touch
 from datasets.models import Dataset, DatasetVersion, Picture, Upload
 from datasets.pictures import StagedPicture, picture_path
 from lorapilot import jobs, partials, uploads
@@ -113,11 +112,6 @@ def _name_taken(name: str) -> Conflict:
     return Conflict(f"You already have a dataset named {name}. Choose another name.", field="name")
 
 
-def _touch(dataset: Dataset) -> None:
-    """`updated_at` follows what is in the dataset, too."""
-    Dataset.objects.filter(pk=dataset.pk).update(updated_at=timezone.now())
-
-
 # --- One picture ------------------------------------------------------------------------------------------------------
 RESTORED = (
     *("pk", "sha256", "source_sha256", "extension", "width", "height", "bytes", "original_name"),
@@ -132,7 +126,7 @@ def delete_picture(picture: Picture) -> dict[str, Any]:
     with transaction.atomic():
         lock_dataset(picture.dataset_id)
         picture.delete()
-        _touch(picture.dataset)
+        touch(picture.dataset_id)
     return deleted
 
 
@@ -144,7 +138,7 @@ def restore_picture(dataset: Dataset, *, deleted: dict[str, Any]) -> Picture:
         with transaction.atomic():
             lock_dataset(dataset.pk)
             picture = Picture.objects.create(dataset=dataset, **deleted)
-            _touch(dataset)
+            touch(dataset.pk)
     except IntegrityError:
         raise Conflict("The picture is in the dataset already.") from None
     return picture
@@ -386,7 +380,7 @@ def _record(
         report.added = [picture.original_name for picture in added]
         _caption_pictures(dataset, targets, known, batch, report)
         if report.added or report.captioned:
-            _touch(dataset)
+            touch(dataset.pk)
     return report
 
 

@@ -24,11 +24,12 @@ class TriggerReport:
 
 def trigger_report(dataset: Dataset, *, tags: list[tuple[str, int]]) -> TriggerReport:
     """`tags`: those of the dataset with their counts, the most frequent first; sample prompts are made of them."""
+    foreign = foreign_triggers(dataset)
     return TriggerReport(
         dataset.trigger_word,
         missing=dataset.pictures.filter(without_trigger(dataset)).count(),
-        leaking=dataset.pictures.filter(leaking(dataset)).count(),
-        foreign=foreign_triggers(dataset),
+        leaking=dataset.pictures.filter(leaking(dataset, foreign)).count(),
+        foreign=foreign,
         sample_prompts=sample_prompts(dataset.trigger_word, tags),
     )
 
