@@ -36,13 +36,18 @@ class FoundFolder:
 
 
 def found_folders(staff: User) -> list[FoundFolder]:
+    """Those of `folder_names` with what is in them: each file is looked at."""
+    return [_looked_at(name) for name in folder_names(staff)]
+
+
+def folder_names(staff: User) -> list[str]:
     """Folders `<repeats>_<name>` of which no dataset was made yet. Raises NotAllowed for others than staff."""
     if not staff.is_staff:
         raise NotAllowed("Only staff adopt folders of the server. Ask one of them, or upload the folder.")
     adopted = set(Dataset.objects.exclude(adopted_from="").values_list("adopted_from", flat=True))
     with os.scandir(workspace.datasets()) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-    return [_looked_at(name) for name in names if _is_kohya(name) and name not in adopted]
+    return [name for name in names if _is_kohya(name) and name not in adopted]
 
 
 def _is_kohya(name: str) -> bool:
@@ -53,11 +58,12 @@ def _is_kohya(name: str) -> bool:
 def _looked_at(folder: str) -> FoundFolder:
     files = [path for path, _ in _files_of(folder)]
     captions = sum(map(batches.is_caption, files))
-    repeats, _, name = folder.partition("_")
-    return FoundFolder(folder, _dataset_name(name), int(repeats), sum(map(batches.is_picture, files)), captions)
+    repeats = int(folder.partition("_")[0])
+    return FoundFolder(folder, _dataset_name(folder), repeats, sum(map(batches.is_picture, files)), captions)
 
 
-def _dataset_name(name: str) -> str:
+def _dataset_name(folder: str) -> str:
+    name = folder.partition("_")[2]
     return NOT_IN_A_NAME.sub("-", name)[:80].strip(" ._-") or "adopted"
 
 
@@ -82,13 +88,13 @@ def adopt_folder(staff: User, *, folder: str, owner: User | None = None) -> tupl
     """A dataset of `owner`'s (or the staff member's own), which a job fills from the folder.
 
     Raises NotAllowed, Missing (no such folder), Conflict (it was adopted already)."""
-    found = {one.folder: one for one in found_folders(staff)}.get(folder)
-    if found is None and Dataset.objects.filter(adopted_from=folder).exclude(adopted_from="").exists():
+    is_found = folder in folder_names(staff)
+    if not is_found and Dataset.objects.filter(adopted_from=folder).exclude(adopted_from="").exists():
         raise Conflict("There is a dataset of this folder already.", field="folder")
-    if found is None:
+    if not is_found:
         raise Missing("There is no such folder of Kohya's kind (<repeats>_<name>) in the datasets folder.")
     with transaction.atomic():
-        dataset = _created(owner or staff, found.name)
+        dataset = _created(owner or staff, _dataset_name(folder))
         dataset.adopted_from = folder
         dataset.save(update_fields=["adopted_from"])
         job = jobs.enqueue(import_folder, label=f"Adopt {folder}"[:200], owner=staff, dataset_id=dataset.pk)

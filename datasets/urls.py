@@ -10,6 +10,7 @@ app_name = "datasets"
 urlpatterns = [
     path("", views.dataset_list, name="list"),
     path("new/", views.new, name="new"),
+    path("found/", views.found, name="found"),
     path("adopt/", views.adopt, name="adopt"),
     path("<int:pk>/", views.detail, name="detail"),
     path("<int:pk>/edit/", views.edit, name="edit"),

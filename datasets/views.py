@@ -44,8 +44,16 @@ def dataset_list(request: HttpRequest) -> HttpResponse:
     page = Paginator(found.filter(name__icontains=wanted) if wanted else found, DATASETS_A_PAGE).get_page(
         request.GET.get("page")
     )
-    found_folders = adoption.found_folders(user) if user.is_staff else []
-    return render(request, "datasets/list.html", {"page": page, "wanted": wanted, "found_folders": found_folders})
+    names = adoption.folder_names(user) if user.is_staff else []
+    context = {"page": page, "wanted": wanted, "found_folders": [{"folder": name} for name in names]}
+    return render(request, "datasets/list.html", context)
+
+
+@require_safe
+def found(request: HttpRequest) -> HttpResponse:
+    """The list's folders on the server, with what is in them: fetched when the page is there."""
+    context = {"found_folders": adoption.found_folders(signed_in(request)), "is_counted": True}
+    return render(request, "datasets/_found_folders.html", context)
 
 
 @require_POST

@@ -117,13 +117,19 @@ def test_found_folders_are_for_staff(folder, alice, staff, api_of, client_of, cl
     assert api_of(staff).put(URL).status_code == 405
     assert api_of(staff).post(URL, {"folder": "1_my cat", "owner": "nobody"}).status_code == 400
     assert client_of(alice).post("/datasets/adopt/", {"folder": "1_my cat"}).status_code == 403
+    assert client_of(alice).get("/datasets/found/").status_code == 403
     assert b"Folders on the server" not in client_of(alice).get("/datasets/").content
     assert Dataset.objects.count() == 0
 
 
-def test_page_shows_folders_and_adopts_with_one_click(folder, staff, client_of):
+def test_page_shows_folders_and_adopts_with_one_click(folder, staff, client_of, monkeypatch):
     browser = client_of(staff)
-    content = browser.get("/datasets/").content.decode()
+    with monkeypatch.context() as without:
+        without.setattr(adoption, "_files_of", None)  # the page itself looks at no file
+        content = browser.get("/datasets/").content.decode()
+    assert ('<strong class="mono">1_my cat</strong>' in content, 'hx-get="/datasets/found/"' in content) == (True, True)
+    content = browser.get("/datasets/found/").content.decode()
+    assert "hx-get" not in content
     assert '<strong class="mono">1_my cat</strong> <span class="muted small">2 pictures, 1 caption</span>' in content
     answer = browser.post("/datasets/adopt/", {"folder": "1_my cat"})
     dataset = Dataset.objects.get()

@@ -66,14 +66,14 @@ def addresses(dataset, picture):
 
 # --- Who may, and how -------------------------------------------------------------------------------------------------
 def test_every_page_is_tested_here(addresses):
-    patterns = [*caption_urls.urlpatterns, *quality_urls.urlpatterns]  # test_caption_pages.py, test_quality_pages.py
+    patterns = [*caption_urls.urlpatterns, *quality_urls.urlpatterns]  # test_caption_pages.py, test_version_pages.py
     elsewhere = {pattern.name for pattern in patterns} - {"caption"}
-    assert {pattern.name for pattern in urls.urlpatterns} - elsewhere == {"list", "new", "adopt", *addresses}
+    assert {pattern.name for pattern in urls.urlpatterns} - elsewhere == {"list", "new", "found", "adopt", *addresses}
 
 
 def test_pages_ask_visitors_to_sign_in(addresses, client, everything):
     before = everything()
-    for address in (to("list"), to("new"), to("adopt"), *addresses.values()):
+    for address in (to("list"), to("new"), to("found"), to("adopt"), *addresses.values()):
         for answer in (client.get(address), client.post(address)):
             assert (answer.status_code, answer.url) == (302, f"{reverse('account_login')}?next={address}")
     assert everything() == before
@@ -117,8 +117,8 @@ def test_pages_refuse_the_wrong_method(addresses, browser, everything):
     refused = {name for name, address in addresses.items() if browser.get(address).status_code == 405}
     assert refused == {"edit", "share", "upload", "restore", "caption"}
     assert [browser.post(addresses[name]).status_code for name in LOOKED_AT] == [405] * 5
-    assert browser.post(to("list")).status_code == 405
-    every = {to("list"), to("new"), to("adopt"), *addresses.values()}
+    assert [browser.post(to(name)).status_code for name in ("list", "found")] == [405] * 2
+    every = {to("list"), to("new"), to("found"), to("adopt"), *addresses.values()}
     assert {browser.put(address).status_code for address in every} == {405}
     assert everything() == before
 
