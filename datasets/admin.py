@@ -20,29 +20,17 @@ from datasets.models import (
     TagList,
     Upload,
 )
-
-
-class LookOnly(admin.ModelAdmin[Any]):
-    """Every field can be read, none changed: services own the writing."""
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+from lorapilot.admin import ServiceOwnedAdmin
 
 
 @admin.register(Dataset)
-class DatasetAdmin(LookOnly):
+class DatasetAdmin(ServiceOwnedAdmin[Dataset]):
     list_display = ("name", "owner", "picture_count", "trigger_word", "updated_at")
     list_select_related = ("owner",)
     search_fields = ("name", "owner__username")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        return super().get_queryset(request).annotate(picture_count=Count("pictures"))  # type: ignore[no-any-return]
+        return super().get_queryset(request).annotate(picture_count=Count("pictures"))
 
     @admin.display(description="pictures", ordering="picture_count")
     def picture_count(self, dataset: Any) -> int:
@@ -50,14 +38,14 @@ class DatasetAdmin(LookOnly):
 
 
 @admin.register(Picture)
-class PictureAdmin(LookOnly):
+class PictureAdmin(ServiceOwnedAdmin[Picture]):
     list_display = ("original_name", "dataset", "width", "height", "caption", "created_at")
     list_select_related = ("dataset",)
     search_fields = ("original_name", "caption", "dataset__name", "sha256")
 
 
 @admin.register(DatasetVersion)
-class DatasetVersionAdmin(LookOnly):
+class DatasetVersionAdmin(ServiceOwnedAdmin[DatasetVersion]):
     list_display = ("name", "number", "owner", "picture_count", "digest", "created_at")
     list_select_related = ("owner",)
     search_fields = ("name", "digest", "owner__username")
@@ -68,35 +56,35 @@ class DatasetVersionAdmin(LookOnly):
 
 
 @admin.register(BulkEdit)
-class BulkEditAdmin(LookOnly):
+class BulkEditAdmin(ServiceOwnedAdmin[BulkEdit]):
     list_display = ("label", "dataset", "actor", "picture_count", "created_at", "undone_at")
     list_select_related = ("dataset", "actor")
     search_fields = ("label", "dataset__name", "actor__username")
 
 
 @admin.register(CaptionChange)
-class CaptionChangeAdmin(LookOnly):
+class CaptionChangeAdmin(ServiceOwnedAdmin[CaptionChange]):
     list_display = ("picture", "before", "after", "revision", "actor", "created_at", "is_undone")
     list_select_related = ("picture", "actor")
     search_fields = ("before", "after", "picture__original_name")
 
 
 @admin.register(TagList)
-class TagListAdmin(LookOnly):
+class TagListAdmin(ServiceOwnedAdmin[TagList]):
     list_display = ("name", "owner", "tag_count", "updated_at")
     list_select_related = ("owner",)
     search_fields = ("name", "owner__username")
 
 
 @admin.register(Captioning)
-class CaptioningAdmin(LookOnly):
+class CaptioningAdmin(ServiceOwnedAdmin[Captioning]):
     list_display = ("model", "captioner", "dataset", "owner", "created_at")
     list_select_related = ("dataset", "owner")
     search_fields = ("model", "dataset__name", "owner__username")
 
 
 @admin.register(CaptionProposal)
-class CaptionProposalAdmin(LookOnly):
+class CaptionProposalAdmin(ServiceOwnedAdmin[CaptionProposal]):
     list_display = ("picture", "state", "caption", "reason", "captioning")
     list_select_related = ("picture", "captioning__dataset")
     list_filter = ("state",)
@@ -104,7 +92,7 @@ class CaptionProposalAdmin(LookOnly):
 
 
 @admin.register(Upload)
-class UploadAdmin(LookOnly):
+class UploadAdmin(ServiceOwnedAdmin[Upload]):
     list_display = ("filename", "owner", "dataset", "offset", "size", "created_at", "finished_at")
     list_select_related = ("owner", "dataset")
     search_fields = ("filename", "owner__username")

@@ -42,7 +42,7 @@ from datasets.serializers import (
 )
 from lorapilot.access import get_editable, get_owned, get_visible, signed_in
 from lorapilot.errors import UserError
-from lorapilot.serializers import JobSerializer
+from lorapilot.serializers import JobSerializer, valid
 from lorapilot.services import record
 from lorapilot.upload_api import ChunksView, chunks_schema, offset_headers
 
@@ -78,7 +78,7 @@ class DatasetViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
 
     @extend_schema(request=DatasetInput, responses={201: DatasetSerializer})
     def create(self, request: Request) -> Response:
-        given = _valid(DatasetInput(data=request.data))
+        given = valid(DatasetInput(data=request.data))
         dataset = services.create_dataset(signed_in(request), **given)
         return Response(self._shown(dataset.pk), status=HTTPStatus.CREATED)
 
@@ -86,7 +86,7 @@ class DatasetViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
     def partial_update(self, request: Request, pk: str) -> Response:
         user = signed_in(request)
         dataset = get_editable(Dataset, user, pk=pk)
-        given = _valid(DatasetChanges(data=request.data, context={"user": user, "thing": dataset}))
+        given = valid(DatasetChanges(data=request.data, context={"user": user, "thing": dataset}))
         sharing = {name: given[name] for name in ("groups", "editor_groups") if name in given}
         if sharing:
             get_owned(Dataset, user, pk=pk)
@@ -149,7 +149,7 @@ class PictureViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
         sent = {key: value for key, value in sent.items() if key != "paths"}
         if form.getlist("paths"):
             sent["paths"] = form.getlist("paths")
-        given = _valid(FilesInput(data=sent))
+        given = valid(FilesInput(data=sent))
         files, paths = given["files"], given.get("paths") or [file.name for file in given["files"]]
         if len(paths) != len(files):
             raise UserError("Send as many paths as files, in the same order, or none.", field="paths")
@@ -164,7 +164,7 @@ class PictureViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
         """Change the caption. With the `revision` that you saw, never over somebody else's: 409 has both texts."""
         picture = selectors.editable_picture(signed_in(request), dataset_id=dataset_pk, picture_id=pk)
         try:
-            services.set_caption(picture, **_valid(CaptionInput(data=request.data)), actor=signed_in(request))
+            services.set_caption(picture, **valid(CaptionInput(data=request.data)), actor=signed_in(request))
         except CaptionConflict as conflict:
             return conflict_response(conflict)
         return Response(self.get_serializer(picture).data)
@@ -220,7 +220,7 @@ class FoundFoldersView(APIView):
     @extend_schema(request=AdoptInput, responses={201: AdoptedSerializer}, operation_id="datasets_found_adopt")
     def post(self, request: Request) -> Response:
         """Make a dataset of such a folder: a job copies its files, and the folder stays as it is."""
-        given = _valid(AdoptInput(data=request.data))
+        given = valid(AdoptInput(data=request.data))
         dataset, job = adoption.adopt_folder(signed_in(request), **given)
         record(signed_in(request), "folder adopted as a dataset", f"{dataset.adopted_from}: {dataset}", request)
         body = AdoptedSerializer({"dataset": dataset.pk, "name": dataset.name, "job": job}).data
@@ -233,7 +233,7 @@ class UploadsView(APIView):
     def post(self, request: Request) -> Response:
         """Begin an upload of one file, then PATCH its bytes in pieces of `chunk_bytes`."""
         user = signed_in(request)
-        given = _valid(UploadInput(data=request.data))
+        given = valid(UploadInput(data=request.data))
         dataset = get_editable(Dataset, user, pk=given.pop("dataset"))
         choices = checked_choices(flatten=given.pop("flatten"), replaces_captions=given.pop("replace_captions"))
         upload = services.start_upload(user, dataset=dataset, choices=choices, **given)
@@ -249,8 +249,3 @@ class UploadView(ChunksView):
 
     def finish(self, upload: Any) -> None:
         services.finish_upload(upload)
-
-
-def _valid(serializer: Any) -> dict[str, Any]:
-    serializer.is_valid(raise_exception=True)
-    return dict(serializer.validated_data)

@@ -37,6 +37,7 @@ from datasets.serializers import PictureSerializer
 from datasets.trigger_words import trigger_report
 from lorapilot.access import get_editable, get_visible, signed_in
 from lorapilot.errors import UserError
+from lorapilot.serializers import valid
 from lorapilot.services import record
 
 MOST_TAGS = 500
@@ -67,9 +68,9 @@ class CaptionUndoView(APIView):
     def post(self, request: Request, dataset_pk: int, pk: int) -> Response:
         """Bring back the caption before the last change; again, the one before that."""
         picture = selectors.editable_picture(signed_in(request), dataset_id=dataset_pk, picture_id=pk)
-        given = _valid(RevisionInput(data=request.data))
+        given = valid(RevisionInput(data=request.data))
         try:
-            caption_edits.undo_caption(picture, revision=given.validated_data.get("revision"))
+            caption_edits.undo_caption(picture, revision=given.get("revision"))
         except CaptionConflict as conflict:
             return conflict_response(conflict)
         return Response(PictureSerializer(picture).data)
@@ -91,8 +92,8 @@ class CaptionEditsView(generics.ListAPIView[BulkEdit]):
         """Edit many captions, all or none. 409 when `fingerprint` is of a preview that no longer holds."""
         user = signed_in(request)
         dataset = get_editable(Dataset, user, pk=dataset_pk)
-        given = _valid(ApplyInput(data=request.data))
-        fingerprint = given.validated_data["fingerprint"]
+        given = ApplyInput(data=request.data)
+        fingerprint = valid(given)["fingerprint"]
         done = bulk_edits.apply_edit(
             dataset, operation=given.operation(), selection=given.selection(), actor=user, fingerprint=fingerprint
         )
@@ -106,7 +107,8 @@ class CaptionPreviewView(APIView):
     def post(self, request: Request, dataset_pk: int) -> Response:
         """What an edit would change. Changes nothing."""
         dataset = get_editable(Dataset, signed_in(request), pk=dataset_pk)
-        given = _valid(EditInput(data=request.data))
+        given = EditInput(data=request.data)
+        given.is_valid(raise_exception=True)
         plan = bulk_edits.plan_edit(dataset, operation=given.operation(), selection=given.selection())
         return Response(PlanSerializer(plan).data)
 
@@ -129,7 +131,8 @@ class PicturesDeleteView(APIView):
         """Take many pictures out of the dataset. For a day, undoing the edit brings them back."""
         user = signed_in(request)
         dataset = get_editable(Dataset, user, pk=dataset_pk)
-        given = _valid(SelectionInput(data=request.data))
+        given = SelectionInput(data=request.data)
+        given.is_valid(raise_exception=True)
         edit = picture_removal.remove_pictures(dataset, selection=given.selection(), actor=user)
         record(user, "pictures deleted", f"{dataset}: {edit.picture_count}", request)
         return Response(BulkEditSerializer(edit).data)
@@ -177,7 +180,7 @@ class TagListView(APIView):
     @extend_schema(request={"multipart/form-data": TagListInput}, responses=TagListSerializer)
     def put(self, request: Request) -> Response:
         """Keep this list, in place of the one before."""
-        file = _valid(TagListInput(data=request.data)).validated_data["file"]
+        file = valid(TagListInput(data=request.data))["file"]
         content = file.read(tag_lists.MAX_FILE_BYTES + 1)
         kept = tag_lists.set_tag_list(signed_in(request), name=file.name, content=content)
         return Response(TagListSerializer(kept).data)
@@ -186,8 +189,3 @@ class TagListView(APIView):
     def delete(self, request: Request) -> Response:
         tag_lists.delete_tag_list(signed_in(request))
         return Response(status=HTTPStatus.NO_CONTENT)
-
-
-def _valid(serializer: Any) -> Any:
-    serializer.is_valid(raise_exception=True)
-    return serializer

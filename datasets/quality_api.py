@@ -22,7 +22,7 @@ from datasets.quality_forms import rules_of
 from datasets.serializers import PictureSerializer, VersionSerializer
 from datasets.version_views import state_named
 from lorapilot.access import get_editable, get_visible, signed_in
-from lorapilot.serializers import JobSerializer
+from lorapilot.serializers import JobSerializer, valid
 from lorapilot.services import record
 
 
@@ -77,7 +77,7 @@ class QualityCheckView(APIView):
         """Check the files and find out which pictures look alike, in the background."""
         user = signed_in(request)
         dataset = get_visible(Dataset, user, pk=dataset_pk)
-        job = checking.check_dataset(dataset, actor=user, **_valid(CheckSerializer(data=request.data)))
+        job = checking.check_dataset(dataset, actor=user, **valid(CheckSerializer(data=request.data)))
         return Response(JobSerializer(job).data, status=HTTPStatus.ACCEPTED)
 
 
@@ -86,7 +86,7 @@ class QualityKeepView(APIView):
     def post(self, request: Request, dataset_pk: int) -> Response:
         """Of pictures that look alike, keep one. Answers with the version that the dataset was before."""
         dataset = get_editable(Dataset, signed_in(request), pk=dataset_pk)
-        before = checking.keep_one(dataset, **_valid(KeepSerializer(data=request.data)))
+        before = checking.keep_one(dataset, **valid(KeepSerializer(data=request.data)))
         return Response(VersionSerializer(before).data)
 
 
@@ -101,7 +101,7 @@ class PictureEditView(APIView):
     def put(self, request: Request, dataset_pk: int, pk: int) -> Response:
         """Turn and crop the picture as it was uploaded. The uploaded file stays."""
         picture = self._editable(request, dataset_pk, pk)
-        given = _valid(EditSerializer(data=request.data))
+        given = valid(EditSerializer(data=request.data))
         edited = edit_picture(picture, rotation=given["rotation"], crop=given["crop"] and tuple(given["crop"]))
         return Response(PictureSerializer(edited).data)
 
@@ -164,11 +164,6 @@ def _diff_as_dict(found: versions.Diff) -> dict[str, Any]:
 
 def _named(listed: versions.Listed) -> dict[str, Any]:
     return {name: listed[name] for name in ("name", "sha256")}
-
-
-def _valid(serializer: Any) -> dict[str, Any]:
-    serializer.is_valid(raise_exception=True)
-    return dict(serializer.validated_data)
 
 
 BELOW = "datasets/<int:dataset_pk>"

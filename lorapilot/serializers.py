@@ -29,6 +29,12 @@ class TokenSerializer(serializers.ModelSerializer[ApiToken]):
         return token.expiry is not None and token.expiry <= timezone.now()
 
 
+def valid(serializer: serializers.BaseSerializer[Any]) -> dict[str, Any]:
+    """What was sent, checked. Raises ValidationError, which names the fields."""
+    serializer.is_valid(raise_exception=True)
+    return dict(serializer.validated_data)
+
+
 class NewTokenSerializer(serializers.Serializer[Any]):
     """`username` and `password` are for scripts; a signed-in browser leaves them out."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any
 
 from django.db.models import QuerySet
 from django.http import HttpResponse, HttpResponseBase
@@ -19,6 +18,7 @@ from rest_framework.views import APIView
 
 from lorapilot.access import get_editable, get_visible, require_staff, signed_in
 from lorapilot.errors import UserError
+from lorapilot.serializers import valid
 from lorapilot.services import record
 from runs import comparison, fleet, logfile, parts, publishing, selectors, services, waiting
 from runs.device_history import MOST_HOURS, history_of
@@ -85,7 +85,7 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     @extend_schema(request=SubmitSerializer, responses={201: RunSerializer})
     def create(self, request: Request) -> Response:
         """Queue a run; it starts as soon as a slot is free."""
-        given = _valid(SubmitSerializer(data=request.data, context={"request": request}))
+        given = valid(SubmitSerializer(data=request.data, context={"request": request}))
         run = services.submit_run(signed_in(request), values=given.pop("settings"), **given)
         return self._answer(run, status=HTTPStatus.CREATED)
 
@@ -93,7 +93,7 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     @action(detail=False, methods=["post"], pagination_class=None)
     def batch(self, request: Request) -> Response:
         """Queue a run for every combination of the values in `varied`, on one dataset version: all of them or none."""
-        given = _valid(BatchSerializer(data=request.data, context={"request": request}))
+        given = valid(BatchSerializer(data=request.data, context={"request": request}))
         made = services.submit_many(signed_in(request), values=given.pop("settings"), **given)
         runs = self.get_queryset().filter(pk__in=[run.pk for run in made]).order_by("pk")
         return Response(self.get_serializer(runs, many=True).data, status=HTTPStatus.CREATED)
@@ -158,7 +158,7 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     def resume(self, request: Request, pk: str) -> Response:
         """Go on from the newest saved state, as a new attempt of the same run."""
         run = self._editable()
-        given = _valid(ResumeSerializer(data=request.data))
+        given = valid(ResumeSerializer(data=request.data))
         return self._answer(services.resume_run(run, actor=signed_in(request), **given))
 
     @extend_schema(request=RetrySerializer, responses={201: RunSerializer})
@@ -166,7 +166,7 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     def retry(self, request: Request, pk: str) -> Response:
         """A new run with the same settings (but for those in `settings`), base model and dataset version."""
         run = self._visible()
-        given = _valid(RetrySerializer(data=request.data))
+        given = valid(RetrySerializer(data=request.data))
         return self._answer(services.retry_run(run, actor=signed_in(request), **given), status=HTTPStatus.CREATED)
 
     @extend_schema(request=None, responses=RunSerializer)
@@ -186,7 +186,7 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     def priority(self, request: Request, pk: str) -> Response:
         """Put a waiting run before or after the runs of others."""
         run = self._editable()
-        given = _valid(PrioritySerializer(data=request.data))
+        given = valid(PrioritySerializer(data=request.data))
         return self._answer(services.set_priority(run, actor=signed_in(request), **given))
 
     @extend_schema(request=MoveSerializer, responses=RunSerializer)
@@ -194,7 +194,7 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     def move(self, request: Request, pk: str) -> Response:
         """Move a waiting run among its owner's own of the same priority."""
         run = self._editable()
-        given = _valid(MoveSerializer(data=request.data))
+        given = valid(MoveSerializer(data=request.data))
         return self._answer(services.reorder_run(run, actor=signed_in(request), **given))
 
     @extend_schema(
@@ -239,7 +239,7 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     def publish(self, request: Request, pk: str, checkpoint_id: str) -> Response:
         """Put one LoRA file into models/loras, where ComfyUI and InvokeAI find it. 200 when it is there already."""
         checkpoint = self._own_checkpoint(checkpoint_id)
-        given = _valid(PublishSerializer(data=request.data))
+        given = valid(PublishSerializer(data=request.data))
         found = publishing.publish_checkpoint(checkpoint, actor=signed_in(request), request=request, **given)
         status = HTTPStatus.CREATED if found.is_new else HTTPStatus.OK
         return Response(PublishedSerializer(found).data, status=status)
@@ -318,7 +318,7 @@ class HostViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
     def drain(self, request: Request, name: str) -> Response:
         """Begin a maintenance: the host takes no more runs. Staff only."""
         host = self._for_staff()
-        given = _valid(DrainSerializer(data=request.data))
+        given = valid(DrainSerializer(data=request.data))
         fleet.drain_host(host, actor=signed_in(request), **given)
         return self._answer(host, "host drained, runs moved" if given["move_runs"] else "host drained", host)
 
@@ -360,11 +360,6 @@ class ServiceListView(APIView):
     def get(self, request: Request) -> Response:
         """The parts of the installation and how each of them is. Folders, processes and commands are for staff."""
         return Response(PartSerializer(parts.list_parts(signed_in(request)), many=True).data)
-
-
-def _valid(serializer: Any) -> dict[str, Any]:
-    serializer.is_valid(raise_exception=True)
-    return dict(serializer.validated_data)
 
 
 def _whole_number(request: Request, name: str, *, default: int = 0) -> int:

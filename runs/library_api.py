@@ -20,7 +20,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from lorapilot.access import get_editable, get_owned, get_visible, signed_in
-from lorapilot.serializers import JobSerializer, SharingInput
+from lorapilot.serializers import JobSerializer, SharingInput, valid
 from lorapilot.services import share
 from lorapilot.upload_api import ChunksView, chunks_schema, offset_headers
 from models_registry import adapter_selectors, adapter_services
@@ -200,7 +200,7 @@ class AdapterViewSet(viewsets.GenericViewSet[Adapter]):
     @extend_schema(parameters=[SearchInput], responses=AdapterSerializer(many=True))
     def list(self, request: Request) -> Response:
         user = signed_in(request)
-        asked = _valid(SearchInput(data=request.query_params))
+        asked = valid(SearchInput(data=request.query_params))
         found = adapter_selectors.search_adapters(user, text=asked.pop("q", ""), **asked)
         page: Sequence[Adapter] = self.paginate_queryset(found) or []
         context = {"runs": library.visible_runs(page, user), "samples": library.samples_of(page)}
@@ -213,7 +213,7 @@ class AdapterViewSet(viewsets.GenericViewSet[Adapter]):
     @extend_schema(request={"multipart/form-data": LoraFileInput}, responses={201: AdapterDetailSerializer})
     def create(self, request: Request) -> Response:
         """Add a LoRA file in one request. Larger ones go through /lora-uploads/."""
-        file = _valid(LoraFileInput(data=request.data))["file"]
+        file = valid(LoraFileInput(data=request.data))["file"]
         adapter = adapter_services.add_file(signed_in(request), filename=file.name, content=file)
         return self._answer(adapter, status=HTTPStatus.CREATED)
 
@@ -221,7 +221,7 @@ class AdapterViewSet(viewsets.GenericViewSet[Adapter]):
     def partial_update(self, request: Request, pk: str) -> Response:
         user = signed_in(request)
         adapter = get_editable(Adapter, user, pk=pk)
-        given = _valid(AdapterChanges(data=request.data, context={"user": user, "thing": adapter}))
+        given = valid(AdapterChanges(data=request.data, context={"user": user, "thing": adapter}))
         sharing = {name: given.pop(name) for name in ("groups", "editor_groups") if name in given}
         if sharing:
             get_owned(Adapter, user, pk=pk)
@@ -262,7 +262,7 @@ class AdapterViewSet(viewsets.GenericViewSet[Adapter]):
     def publish(self, request: Request, pk: str) -> Response:
         """Put it into models/loras, where ComfyUI and InvokeAI find it. 200 when it is there already."""
         lora = library.lora_of(get_editable(Adapter, request.user, pk=pk))
-        given = _valid(PublishSerializer(data=request.data))
+        given = valid(PublishSerializer(data=request.data))
         found = publishing.publish_lora(lora, actor=signed_in(request), request=request, **given)
         status = HTTPStatus.CREATED if found.is_new else HTTPStatus.OK
         return Response(PublishedSerializer(found).data, status=status)
@@ -296,7 +296,7 @@ class LoraUploadsView(APIView):
     @extend_schema(request=LoraUploadInput, responses={201: LoraUploadSerializer}, operation_id="lora_uploads_create")
     def post(self, request: Request) -> Response:
         """Begin an upload of one LoRA file, then PATCH its bytes in pieces of `chunk_bytes`."""
-        given = _valid(LoraUploadInput(data=request.data))
+        given = valid(LoraUploadInput(data=request.data))
         upload = adapter_services.start_upload(signed_in(request), **given)
         headers = offset_headers(upload.offset)
         return Response(LoraUploadSerializer(upload).data, status=HTTPStatus.CREATED, headers=headers)
@@ -311,8 +311,3 @@ class LoraUploadView(ChunksView):
 
     def finish(self, upload: Any) -> None:
         adapter_services.finish_upload(upload)
-
-
-def _valid(serializer: Any) -> dict[str, Any]:
-    serializer.is_valid(raise_exception=True)
-    return dict(serializer.validated_data)
