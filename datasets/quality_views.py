@@ -43,6 +43,7 @@ def quality(request: HttpRequest, pk: int) -> HttpResponse:
         "can_edit": dataset.is_editable_by(user),
         "most": MOST_SHOWN,
         "most_slice": f":{MOST_SHOWN}",
+        "beyond": -MOST_SHOWN,
         "check": checking.running_check(dataset),
     }
     return render(request, "datasets/quality.html", context, status=HTTPStatus.OK if is_valid else 400)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import threading
 
 import pytest
 from PIL import Image, ImageChops, ImageCms
@@ -196,10 +197,19 @@ def test_opaque_picture_is_not_filled(imported):
 
 def test_pictures_are_decoded_together_up_to_the_pixels_of_one(settings):
     settings.MAX_PICTURE_PIXELS = 100
-    decoding = pictures.Decoding()
+    decoding, came = pictures.Decoding(), threading.Event()
+
+    def come(pixels):
+        with decoding.admit(pixels):
+            came.set()
+
     with decoding.admit(60), decoding.admit(40):
         assert decoding._pixels == 100
-        assert not decoding._changed.acquire(blocking=False) or decoding._changed.release() is None
+        another = threading.Thread(target=come, args=(1,))
+        another.start()
+        assert not came.wait(0.2)
+    assert came.wait(10)
+    another.join()
     assert decoding._pixels == 0
     with decoding.admit(1000):  # alone, whatever it has: its size is checked elsewhere
         assert decoding._pixels == 1000

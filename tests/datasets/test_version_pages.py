@@ -343,10 +343,11 @@ def test_keep_page_keeps_one(dataset, add, alice, client_of):
 
 def test_versions_page_lists_and_compares(dataset, add, alice, client_of):
     (red,) = add("red")
-    services.pin_version(dataset)
+    version = services.pin_version(dataset)
     services.set_caption(red, caption="a dark red picture")
     browser = client_of(alice)
-    assert "v1" in browser.get(to("versions", dataset.pk)).content.decode()
+    page = browser.get(to("versions", dataset.pk)).content.decode()
+    assert ("v1" in page, f'href="{to("version-export", dataset.pk, version.pk)}" download' in page) == (True, True)
     page = browser.get(to("versions-compare", dataset.pk), {"from": "1"}).content.decode()
     assert "a<ins> dark</ins> red picture" in page
     page = browser.get(to("versions-compare", dataset.pk), {"from": "now", "to": "1"}).content.decode()
