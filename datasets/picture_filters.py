@@ -19,6 +19,7 @@ from datasets.models import Dataset, Picture
 from datasets.quality import DROPPED, bucket_of
 from datasets.quality_forms import USUAL_RESOLUTION, query_of, rules_of
 from lora_trainer.buckets import BucketRules, rules_in_proportion
+from lorapilot.access import is_number
 from lorapilot.errors import UserError
 
 SHORT_CHARACTERS = 20
@@ -141,11 +142,6 @@ class PictureFilter:
         if name == "arrival":
             return further
         return Q(**{f"sort_key__{side}": value}) | (Q(sort_key=value) & further)
-
-
-def is_number(text: str) -> bool:
-    """A number that any database can compare with an id."""
-    return text.isascii() and text.isdigit() and len(text) < 19
 
 
 def _text(query: Mapping[str, str], name: str) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasets.models import Dataset
-from datasets.picture_filters import PictureFilter, is_number
+from datasets.picture_filters import PictureFilter
+from lorapilot.access import is_number
 from lorapilot.errors import UserError
 
 MOST_PICKED = 10_000

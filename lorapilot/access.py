@@ -29,6 +29,11 @@ def require_staff(user: User | None, refusal: str) -> None:
         raise NotAllowed(refusal)
 
 
+def is_number(text: str) -> bool:
+    """A number that any database can compare with an id."""
+    return text.isascii() and text.isdigit() and len(text) < 19
+
+
 class SharedQuerySet(models.QuerySet[Any]):
     def visible_to(self, user: Viewer) -> Self:
         if not user.is_authenticated or not user.is_active:

@@ -18,7 +18,7 @@ from datasets.captioning.options import (
 )
 from datasets.captioning.services import Order
 from datasets.models import Dataset
-from datasets.picture_filters import is_number
+from lorapilot.access import is_number
 
 LABELS = {
     "begin_with_trigger": "Begin each caption with the trigger word",

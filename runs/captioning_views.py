@@ -17,9 +17,8 @@ from datasets.captioning import selectors, services
 from datasets.captioning.enums import LOCAL, REMOTE, Captioner, Proposal, Which
 from datasets.captioning.providers import ProviderError
 from datasets.models import Captioning, CaptionProposal, Dataset, Picture
-from datasets.picture_filters import is_number
 from datasets.selections import Selection
-from lorapilot.access import get_editable, signed_in
+from lorapilot.access import get_editable, is_number, signed_in
 from lorapilot.errors import UserError
 from lorapilot.models import User
 from lorapilot.selectors import secrets_of

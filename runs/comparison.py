@@ -16,7 +16,7 @@ from django.db.models import QuerySet
 from django.http import Http404
 from django.utils import timezone
 
-from datasets.picture_filters import is_number
+from lorapilot.access import is_number
 from lorapilot.errors import UserError
 from lorapilot.models import User
 from runs import selectors

@@ -9,7 +9,7 @@ from typing import Any
 from django import forms
 
 from datasets.models import Dataset
-from datasets.picture_filters import is_number
+from lorapilot.access import is_number
 from lorapilot.models import User
 from models_registry.models import BaseModel
 from models_registry.selectors import list_base_models

@@ -18,9 +18,8 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from datasets.models import Dataset
-from datasets.picture_filters import is_number
 from datasets.selectors import script_rows
-from lorapilot.access import get_editable, get_visible, signed_in
+from lorapilot.access import get_editable, get_visible, is_number, signed_in
 from lorapilot.errors import Missing, UserError
 from lorapilot.models import User
 from models_registry.manifest_selectors import manifest_rows, pull_status

@@ -226,7 +226,6 @@ def test_start_does_not_find_a_stranger_s_dataset(cats, charlie, api_of):
         ({"dataset_name": "cats", "base_model": "SDXL"}, 404, "There is no base model 'SDXL'"),
         ({"dataset_name": "cats", "base_model": "9" * 5000}, 404, "There is no base model '999"),
         ({"dataset_name": "cats", "base_model": "9" * 40}, 404, "There is no base model '999"),
-        ({"dataset_name": "cats", "base_model": "9" * 5000}, 404, "There is no base model '999"),
         ({"dataset_name": "\ud800"}, 400, "dataset_name: Surrogate characters are not allowed: U+D800."),
     ],
 )
