@@ -82,6 +82,22 @@ def test_caption_that_somebody_else_changed_is_a_choice(shapes):
     assert [text for page in (mine, theirs) for text in page.complaints if "409" not in text] == []
 
 
+def test_what_was_typed_when_the_page_was_left_comes_back(shapes):
+    page = shapes()
+    before = page.captions()
+    page.evaluate("() => { window.fetch = () => new Promise(() => {}); }")  # the request of the last moment is lost
+    fields(page).nth(0).fill("typed a moment ago")
+    page.reload()
+    expect(fields(page).nth(0)).to_have_value("typed a moment ago")
+    expect(state(page, 0)).to_have_text("Saved")
+    assert page.captions() == ["typed a moment ago", *before[1:]]
+    page.locator("[data-undo]").nth(0).click()
+    expect(fields(page).nth(0)).to_have_value(before[0])
+    page.reload()  # it is not brought back again
+    expect(fields(page).nth(0)).to_have_value(before[0])
+    assert page.captions() == before
+
+
 def test_tags_are_chips_with_proposals(shapes):
     page = shapes(width=390, height=740)
     before = page.captions()

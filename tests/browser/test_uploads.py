@@ -93,6 +93,37 @@ def test_files_are_dropped_on_the_folded_box(live_platform, browser_of, program)
     assert page.complaints == []
 
 
+def test_upload_that_ends_leaves_what_is_being_typed_alone(live_platform, browser_of, program, tmp_path):
+    dataset = live_platform.run(program, "new", "Typing").strip()
+    page = browser_of("alice")
+    page.goto(f"{live_platform.address}/datasets/{dataset}/")
+    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+        (tmp_path / name).write_bytes(png(colour))
+    files, cards = page.locator("#upload-form input[type=file][name]"), page.locator("[data-picture]")
+    files.set_input_files(tmp_path / "a.png")
+    expect(cards).to_have_count(1, timeout=SLOW_MS)
+    expect(page.get_by_role("link", name="Train a LoRA on this")).to_be_visible()
+    page.get_by_role("button", name="Tags").click()  # the grid has its keys and switches at once
+    page.get_by_role("button", name="Sentences").click()
+    expect(page.locator("[data-without-script]:visible")).to_have_count(0)
+    page.locator("[data-select]").check()
+    caption = page.locator("#picture-grid textarea").nth(0)
+    caption.press_sequentially("a red")
+    files.set_input_files(tmp_path / "b.png")
+    show = page.get_by_role("button", name="Show what was added")
+    expect(show).to_be_visible(timeout=SLOW_MS)
+    caption.press_sequentially(" square")
+    show.click()
+    expect(cards).to_have_count(2)
+    expect(caption).to_have_value("a red square")
+    expect(page.locator("[data-select]").nth(0)).to_be_checked()
+    caption.press("Alt+ArrowDown")
+    expect(page.locator("#picture-grid textarea").nth(1)).to_be_focused()
+    rows = json.loads(live_platform.run(program, "rows", dataset))
+    assert rows == [["a.png", 1, "a red square"], ["b.png", 1, ""]]
+    assert page.complaints == []
+
+
 def test_large_file_is_paused_survives_a_reload_and_goes_on(live_platform, browser_of, program, tmp_path):
     dataset = live_platform.run(program, "new", "Large").strip()
     with zipfile.ZipFile(tmp_path / "large.zip", "w") as archive:

@@ -5,9 +5,10 @@
 const MODE_KEY = "captions-mode";
 const SUGGEST_AFTER_MS = 150;
 const SUGGESTIONS = 12;
+const LEFT = "caption-left:"; // before the picture's id: what was typed when the page was left
 
 const grid = () => document.getElementById("picture-grid");
-const cards = () => [...grid().querySelectorAll("[data-picture]")];
+const cards = () => [...(grid()?.querySelectorAll("[data-picture]") || [])];
 const cardOf = (element) => element.closest?.("[data-picture]");
 const fieldOf = (card) => card.querySelector("textarea");
 const isSaved = new WeakMap(); // caption field → the text that the server has
@@ -89,14 +90,52 @@ function onKey(event) {
 }
 
 // --- Saving ----------------------------------------------------------------------------------------------------------------
-// Leaving the page must not lose what was typed a moment ago.
+const forms = () => [...document.querySelectorAll("#picture-grid [data-caption-form]")];
+const isUnsaved = (form) => isSaved.get(form.elements.caption) !== form.elements.caption.value;
+
+// Leaving the page must not lose what was typed a moment ago. Nobody is there to see whether that was taken, so the page
+// keeps it, too, and asks once more when the picture is shown again: see `bringBack`.
 function saveBeforeLeaving() {
-  for (const form of grid().querySelectorAll("[data-caption-form]")) {
-    const field = form.elements.caption;
-    if (isSaved.get(field) === field.value) continue;
-    isSaved.set(field, field.value);
+  for (const form of forms().filter(isUnsaved)) {
+    const { caption, revision } = form.elements;
+    try {
+      const left = { caption: caption.value, revision: revision.value };
+      sessionStorage.setItem(`${LEFT}${cardOf(form).dataset.picture}`, JSON.stringify(left));
+    } catch {
+      // Storage is switched off: the request is all there is.
+    }
+    isSaved.set(caption, caption.value);
     fetch(form.action, { method: "POST", body: new FormData(form), headers: { "HX-Request": "true" }, keepalive: true });
   }
+}
+
+// What was typed when the page was left, with the revision that it was typed over: the server knows it already, takes it,
+// or says that somebody changed the caption meanwhile.
+function bringBack(card) {
+  let left = null;
+  try {
+    left = JSON.parse(sessionStorage.getItem(`${LEFT}${card.dataset.picture}`));
+    sessionStorage.removeItem(`${LEFT}${card.dataset.picture}`);
+  } catch {
+    // As above.
+  }
+  if (!left) return;
+  const { caption, revision } = card.querySelector("[data-caption-form]").elements;
+  caption.value = left.caption;
+  revision.value = left.revision;
+  caption.dispatchEvent(new Event("change", { bubbles: true }));
+}
+
+// For whoever replaces the grid: resolves to true when every caption is saved and nobody is about to type another.
+async function isGridSettled() {
+  if (grid()?.contains(document.activeElement)) return false;
+  const answers = await Promise.all(forms().filter(isUnsaved).map(async (form) => {
+    const caption = form.elements.caption.value;
+    const answer = await fetch(form.action, { method: "POST", body: new FormData(form), headers: { "HX-Request": "true" } }).catch(() => null);
+    if (answer?.ok) isSaved.set(form.elements.caption, caption);
+    return answer?.ok;
+  }));
+  return answers.every(Boolean);
 }
 
 // A conflict is an answer to be shown, not an error.
@@ -292,7 +331,19 @@ function prepare(card) {
   for (const button of card.querySelectorAll("[data-without-script]")) button.hidden = true;
   const box = card.querySelector("[data-select]");
   if (selected.has(box.value)) select(box, true);
+  bringBack(card);
   drawTags(card);
+}
+
+// The part of the page around the grid, when it comes with the page and when an upload brings it anew.
+function prepareAll() {
+  const modes = document.querySelector("[data-caption-mode]");
+  if (!grid() || !modes) return;
+  modes.hidden = false;
+  for (const card of cards()) prepare(card);
+  showMode(mode());
+  showSelection();
+  showOperation();
 }
 
 function showOperation() {
@@ -301,28 +352,27 @@ function showOperation() {
   for (const [name, isShown] of Object.entries(shown)) document.getElementById(`id_${name}`).closest(".field").hidden = !isShown;
 }
 
+function onClick(event) {
+  if (event.target.matches("[data-caption-mode] button")) setMode(event.target.value);
+  else if (event.target.closest("[data-select-none]")) selectNone();
+  else if (event.target.matches("#picture-grid [data-select]")) selectUpTo(event.target, event.target.checked, event.shiftKey);
+  else settleConflict(event);
+}
+
+// On the document, since the grid may be replaced.
 document.addEventListener("DOMContentLoaded", () => {
-  if (!grid() || !document.getElementById("bulk-form")) return;
-  const modes = document.querySelector("[data-caption-mode]");
-  modes.hidden = false;
-  modes.addEventListener("click", (event) => event.target.value && setMode(event.target.value));
-  for (const card of cards()) prepare(card);
-  showMode(mode());
-  showSelection();
-  showOperation();
-  document.getElementById("id_kind").addEventListener("change", showOperation);
-  document.querySelector("[data-select-none]").addEventListener("click", selectNone);
-  grid().addEventListener("click", (event) => {
-    if (event.target.matches("[data-select]")) selectUpTo(event.target, event.target.checked, event.shiftKey);
-    settleConflict(event);
-  });
-  grid().addEventListener("keydown", onKey);
+  prepareAll();
+  document.addEventListener("click", onClick);
+  document.addEventListener("keydown", onKey);
+  document.addEventListener("change", (event) => event.target.id === "id_kind" && showOperation());
   document.addEventListener("htmx:load", (event) => {
     const come = event.detail.elt;
-    if (come.matches?.("[data-picture]")) prepare(come);
+    if (come.id === "pictures") prepareAll();
+    else if (come.matches?.("[data-picture]")) prepare(come);
     else if (come.matches?.(".picture-grid")) for (const card of come.querySelectorAll("[data-picture]")) prepare(card);
   });
   document.addEventListener("htmx:beforeSwap", showConflict);
   document.addEventListener("htmx:afterRequest", afterRequest);
   window.addEventListener("pagehide", saveBeforeLeaving);
+  window.addEventListener("pageshow", (event) => event.persisted && cards().forEach(bringBack));
 });

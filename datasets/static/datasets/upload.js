@@ -292,8 +292,25 @@ function warnOfUploads(event) {
   event.preventDefault();
 }
 
-function refreshPictures() {
-  window.htmx.ajax("GET", location.href, { source: "#pictures", target: "#pictures", select: "#pictures", swap: "outerHTML" });
+// Not under somebody's hands: while a caption is being edited, or cannot be saved, a button stands where the pictures
+// would come.
+async function refreshPictures() {
+  if (await isGridSettled()) {
+    showPictures();
+    return;
+  }
+  if (document.getElementById("show-new")) return;
+  const button = document.createElement("button");
+  button.type = "button";
+  button.id = "show-new";
+  button.className = "button button-small";
+  button.textContent = "Show what was added";
+  button.addEventListener("click", async () => (await isGridSettled()) && showPictures());
+  document.querySelector("#pictures .page-head").append(button);
+}
+
+function showPictures() {
+  window.htmx.ajax("GET", location.href, { source: "#upload-list", target: "#pictures", select: "#pictures", swap: "outerHTML" });
 }
 
 // --- Which upload belongs to a file: survives a reload, until the same file is chosen again --------------------------------
