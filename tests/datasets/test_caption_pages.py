@@ -159,6 +159,13 @@ def test_grid_shows_what_the_filter_finds_and_says_how_many(dataset, rows, brows
     assert "No picture matches" in page(browser.get(to("detail", dataset.pk) + "?q=cyan"))
 
 
+def test_captions_of_the_grid_are_named_without_labels(dataset, rows, browser):
+    """Chromium's autofill compares all labels of a page with all of its forms: seconds at a thousand cards."""
+    part = page(browser.get(to("grid", dataset.pk)))
+    named = [f"Caption of {name}.png" for name in ("red", "green", "blue")]
+    assert (re.findall(r'<textarea [^>]*aria-label="([^"]*)"', part), part.count("<label")) == (named, 0)
+
+
 def test_grid_of_a_bucket_keeps_its_settings(dataset, rows, browser):
     seen = page(browser.get(to("detail", dataset.pk) + "?bucket=80x56&resolution=64&step=8&minimum=16"))
     assert re.findall(r'id="picture-(\d+)"', seen) == []

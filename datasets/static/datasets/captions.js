@@ -250,7 +250,7 @@ function tagEntry(card, field) {
   list.hidden = true;
   list.setAttribute("role", "listbox");
   list.setAttribute("aria-label", "Tags");
-  const attributes = { type: "text", "data-tag-input": "", placeholder: "Add a tag", "aria-label": `Add a tag to ${field.labels[0].textContent}`, role: "combobox", "aria-expanded": "false", "aria-controls": list.id, autocomplete: "off", autocapitalize: "none", enterkeyhint: "enter" };
+  const attributes = { type: "text", "data-tag-input": "", placeholder: "Add a tag", "aria-label": `Add a tag to ${field.ariaLabel}`, role: "combobox", "aria-expanded": "false", "aria-controls": list.id, autocomplete: "off", autocapitalize: "none", enterkeyhint: "enter" };
   for (const [name, value] of Object.entries(attributes)) input.setAttribute(name, value);
   const add = (text) => {
     setTags(card, field, [...tagsOf(field.value), ...tagsOf(text)]);
