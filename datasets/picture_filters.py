@@ -15,6 +15,7 @@ from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Length, Lower
 
 from datasets.caption_operations import word_pattern
+from datasets.fingerprints import alike
 from datasets.models import Dataset, Picture
 from datasets.quality import DROPPED, bucket_of
 from datasets.quality_forms import USUAL_RESOLUTION, query_of, rules_of
@@ -28,6 +29,7 @@ SHOWN = {
     "short": f"Caption under {SHORT_CHARACTERS} characters",
     "no-trigger": "Without the trigger word",
     "leaking": "Trigger word in a wrong place",
+    "alike": "Looks like another",
 }
 SORTED = {
     "arrival": "Oldest first",
@@ -125,6 +127,8 @@ class PictureFilter:
             meant &= without_trigger(dataset)
         elif self.show == "leaking":
             meant &= leaking(dataset, foreign_triggers(dataset))
+        elif self.show == "alike":
+            meant &= looking_alike(dataset)
         return meant
 
     def _cursor(self, picture: Any) -> str:
@@ -175,6 +179,13 @@ def leaking(dataset: Dataset, foreign: Sequence[str]) -> Q:
     if dataset.trigger_word:
         meant |= Q(caption__iregex=word_pattern([dataset.trigger_word], inside=True))
     return meant | Q(caption__iregex=word_pattern(foreign)) if foreign else meant
+
+
+def looking_alike(dataset: Dataset) -> Q:
+    """Pictures that look like another one of the dataset, of those that were checked for it."""
+    rows = list(dataset.pictures.order_by("pk").values_list("pk", "fingerprint"))
+    groups = alike(tuple(fingerprint for _, fingerprint in rows))
+    return Q(pk__in=[rows[place][0] for group in groups for place in group])
 
 
 def foreign_triggers(dataset: Dataset) -> list[str]:

@@ -338,6 +338,16 @@ def test_filter_finds(dataset, many, alice, query, names):
     assert "".join(found(dataset, **query)) == names
 
 
+def test_filter_finds_what_looks_alike_of_what_was_checked(dataset, many):
+    many(*["a cat"] * 5)
+    grid = "5" * 32
+    looks = [f"{grid}808080", f"{grid[:-1]}4808080", f"{grid}ffffff", "", ""]
+    for picture, look in zip(dataset.pictures.order_by("pk"), looks, strict=True):
+        dataset.pictures.filter(pk=picture.pk).update(fingerprint=look)
+    assert found(dataset, show="alike") == ["0", "1"]
+    assert found(dataset, show="alike", q="1.png") == ["1"]
+
+
 @pytest.mark.parametrize(
     "chosen",
     [

@@ -130,7 +130,8 @@ def test_grid_is_read_on_until_its_end(dataset, browser):
 
 
 @pytest.mark.parametrize(
-    "query", ["", "?sort=name", "?q=tag", "?tag=big&sort=-length", "?show=no-trigger", "?bucket=1024x1024"]
+    "query",
+    ["", "?sort=name", "?q=tag", "?tag=big&sort=-length", "?show=no-trigger", "?show=alike", "?bucket=1024x1024"],
 )
 def test_grid_takes_as_many_queries_for_1000_as_for_100(dataset, browser, query):
     def queries():
