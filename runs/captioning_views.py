@@ -12,6 +12,7 @@ from django.core.paginator import Paginator
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
+from django_htmx.http import trigger_client_event
 
 from datasets.captioning import selectors, services
 from datasets.captioning.enums import LOCAL, REMOTE, Captioner, Proposal, Which
@@ -110,13 +111,22 @@ def show(request: HttpRequest, pk: int, captioning_id: int) -> HttpResponse:
         "state": state,
         "states": Proposal,
     }
-    return render(request, "captioning/show.html", context | _status(captioning))
+    found_now = _status(captioning)
+    return render(request, "captioning/show.html", context | found_now | {"seen": found_now["counts"].proposed})
 
 
 @require_safe
 def status(request: HttpRequest, pk: int, captioning_id: int) -> HttpResponse:
-    """The part of the page that asks again while it is at work."""
-    return render(request, "captioning/_status.html", _status(_captioning(request, pk, captioning_id)))
+    """The part of the page that asks again while it is at work. When the first proposals are there, and when it ends,
+    it has the page fetch the review; `seen`: how many there were to review when the page last did."""
+    found = _status(_captioning(request, pk, captioning_id))
+    seen = str(request.GET.get("seen", ""))
+    has_ended = not found["activity"].is_active
+    has_come = seen == "0" and found["counts"].proposed > 0
+    shown = found["counts"].proposed if has_ended or has_come or not is_number(seen) else int(seen)
+    context = found | {"seen": shown, "is_later": True}
+    answer = render(request, "captioning/_status.html", context)
+    return trigger_client_event(answer, "captioning-came") if has_ended or has_come else answer
 
 
 def _status(captioning: Captioning) -> dict[str, Any]:

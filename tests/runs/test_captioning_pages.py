@@ -150,6 +150,29 @@ def test_page_starts_an_order_that_a_job_does(stand, client_of, alice, dataset):
     assert "eye-1" in browser.get(address).content.decode()
 
 
+def test_review_comes_by_itself_when_there_is_something_and_at_the_end(ordered, client_of, alice):
+    browser = client_of(alice)
+    came = {"HX-Trigger": '{"captioning-came": {}}'}
+
+    def asked(seen):
+        answer = browser.get(page_of("status", ordered) + f"?seen={seen}")
+        page = answer.content.decode()
+        link = "Show what has come" in page
+        asks = page.partition("/status/?seen=")[2].partition('"')[0]
+        return {key: answer[key] for key in came if key in answer}, link, asks
+
+    assert asked("2") == (came, True, "")  # it has ended
+    Job.objects.update(status="running", finished_at=None)
+    listens = 'hx-trigger="captioning-came from:body" hx-select="#review"'
+    page = browser.get(page_of("show", ordered) + "?page=1").content.decode()
+    assert (listens in page, f'hx-get="{page_of("show", ordered)}?page=1"' in page) == (True, True)
+    assert asked("0") == (came, True, "2")  # the first ones
+    assert asked("1") == ({}, True, "1")  # some are being reviewed
+    assert asked("x") == ({}, True, "2")
+    ordered.proposals.update(state="waiting")
+    assert asked("0") == ({}, True, "0")
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
