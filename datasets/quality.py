@@ -115,6 +115,20 @@ class Report:
             "in_all": len(found.in_all),
         }
 
+    @cached_property
+    def largest(self) -> set[int]:
+        """Of each group that looks alike, the id of the picture to keep: most pixels, then the longest caption."""
+        return {max(group, key=lambda one: (one.width * one.height, len(one.caption))).pk for group in self.alike}
+
+    @cached_property
+    def worded(self) -> set[int]:
+        """And that whose caption to keep: the same picture, unless it has none."""
+        best = (max(group, key=lambda one: (bool(one.caption), *self._keeps(one))) for group in self.alike)
+        return {one.pk for one in best}
+
+    def _keeps(self, picture: Picture) -> tuple[bool, int]:
+        return picture.pk in self.largest, len(picture.caption)
+
     def at(self, places: Iterable[int]) -> list[Picture]:
         return [self.pictures[number] for number in places]
 

@@ -341,6 +341,27 @@ def test_keep_page_keeps_one(dataset, add, alice, client_of):
         assert client_of(alice).post(to("quality-keep", dataset.pk), wrong).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("sizes", "captions", "kept", "worded"),
+    [
+        ([(50, 40), (64, 51)], ["a long caption", "short"], 1, 1),  # the most pixels
+        ([(64, 51), (64, 51)], ["short", "a long caption"], 1, 1),  # then the longest caption
+        ([(64, 51), (64, 51)], ["same", "same"], 0, 0),  # then the first
+        ([(50, 40), (64, 51)], ["the only caption", ""], 1, 0),  # no caption is worth keeping
+    ],
+)
+def test_quality_page_chooses_the_largest_of_those_that_look_alike(
+    dataset, add, alice, client_of, sizes, captions, kept, worded
+):
+    pair = add("red", "blue")
+    for picture, (width, height), caption in zip(pair, sizes, captions, strict=True):
+        values = {"width": width, "height": height, "caption": caption, "fingerprint": "0" * 38}
+        dataset.pictures.filter(pk=picture.pk).update(**values)
+    page = client_of(alice).get(to("quality", dataset.pk)).content.decode()
+    chosen = dict(re.findall(r'name="(keep|caption_of)" value="(\d+)" checked', page))
+    assert chosen == {"keep": str(pair[kept].pk), "caption_of": str(pair[worded].pk)}
+
+
 def test_versions_page_lists_and_compares(dataset, add, alice, client_of):
     (red,) = add("red")
     version = services.pin_version(dataset)
