@@ -46,6 +46,13 @@ def touch_files(picture: Mapping[str, Any]) -> bool:
     return all(there)
 
 
+def has_files(picture: Mapping[str, Any]) -> bool:
+    """Whether the files of a picture that a version lists are still there."""
+    edit = picture.get("edit")
+    files = [picture, edit["original"]] if edit else [picture]
+    return all(picture_path(file["sha256"], file["extension"]).exists() for file in files)
+
+
 def turned_size(size: Size, rotation: int) -> Size:
     return size if rotation % 180 == 0 else (size[1], size[0])
 

@@ -124,7 +124,8 @@ class VersionDiffView(APIView):
         responses=OpenApiTypes.OBJECT,
     )
     def get(self, request: Request, dataset_pk: int) -> Response:
-        """Pictures that were added, removed or changed between two versions; captions word by word."""
+        """Pictures that were added, removed or changed between two versions; captions word by word. `missing`: added,
+        but deleted for good since, so restoring does not bring them back."""
         dataset = get_visible(Dataset, signed_in(request), pk=dataset_pk)
         before = state_named(dataset, request.query_params.get("from", ""))
         after = state_named(dataset, request.query_params.get("to", "now"))
@@ -150,6 +151,7 @@ def _diff_as_dict(found: versions.Diff) -> dict[str, Any]:
         "trigger_word": found.trigger_word,
         "added": [_named(listed) for listed in found.added],
         "removed": [_named(listed) for listed in found.removed],
+        "missing": [_named(listed) for listed in found.missing],
         "changed": [
             _named(change.after)
             | {

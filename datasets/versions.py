@@ -48,10 +48,13 @@ class Diff:
     added: list[Listed] = field(default_factory=list)
     removed: list[Listed] = field(default_factory=list)
     changed: list[Change] = field(default_factory=list)
+    missing: list[Listed] = field(default_factory=list)
+    """Would be added too, but their files were deleted for good."""
 
     @property
     def is_empty(self) -> bool:
-        return self.trigger_word[0] == self.trigger_word[1] and not (self.added or self.removed or self.changed)
+        pictures = self.added or self.removed or self.changed or self.missing
+        return self.trigger_word[0] == self.trigger_word[1] and not pictures
 
 
 def diff(before: Dataset | DatasetVersion, after: Dataset | DatasetVersion) -> Diff:
@@ -59,10 +62,11 @@ def diff(before: Dataset | DatasetVersion, after: Dataset | DatasetVersion) -> D
     old, new = _by_root(before), _by_root(after)
     found = Diff((before.trigger_word, after.trigger_word))
     found.removed = [old[root] for root in old.keys() - new.keys()]
-    found.added = [new[root] for root in new.keys() - old.keys()]
+    for root in new.keys() - old.keys():
+        (found.added if edits.has_files(new[root]) else found.missing).append(new[root])
     both = (Change(old[root], new[root]) for root in old.keys() & new.keys())
     found.changed = [change for change in both if _content(change.before) != _content(change.after)]
-    for rows in (found.added, found.removed):
+    for rows in (found.added, found.removed, found.missing):
         rows.sort(key=lambda listed: (listed["name"], listed["sha256"]))
     found.changed.sort(key=lambda change: (change.after["name"], change.after["sha256"]))
     return found

@@ -20,6 +20,6 @@ def version_thumbnail(dataset: Dataset, shown: Mapping[str, int], listed: Mappin
     """Media is reached through the dataset only, so a picture that left it is a blank square."""
     picture = shown.get(listed["sha256"])
     if picture is None:
-        return format_html('<span class="diff-blank" aria-hidden="true"></span>')
+        return format_html('<span class="{}" aria-hidden="true"></span>', "diff-blank")
     address = reverse("datasets:thumbnail", args=[dataset.pk, picture])
     return format_html('<img src="{}?v={}" alt="" loading="lazy">', address, listed["sha256"][:12])

@@ -409,6 +409,22 @@ def test_restore_page_asks_then_restores(dataset, add, alice, client_of):
     assert browser.get(to("version-restore", dataset.pk, 9)).status_code == 404
 
 
+def test_restore_page_promises_nothing_that_was_deleted_for_good(dataset, add, alice, client_of, api_of):
+    red, blue, _ = add("red", "blue", "green")
+    edit_picture(blue, rotation=90, crop=None)
+    services.pin_version(dataset)
+    for picture in (red, blue):
+        destruction.destroy_picture(picture, everywhere=False)
+    page = client_of(alice).get(to("version-restore", dataset.pk, 1)).content.decode()
+    assert ("2 deleted for good" in page, "red.png" in page, "added" in page) == (True, True, False)
+    assert "so they cannot come back" in page
+    found = api_of(alice).get(f"/api/v1/datasets/{dataset.pk}/versions/diff/", {"from": "now", "to": 1}).json()
+    assert ([one["name"] for one in found["missing"]], found["added"]) == (["blue.png", "red.png"], [])
+    answer = client_of(alice).post(to("version-restore", dataset.pk, 1))
+    assert told(answer)[1][0] == "warning"
+    assert list(dataset.pictures.values_list("original_name", flat=True)) == ["green.png"]
+
+
 # --- API --------------------------------------------------------------------------------------------------------------
 def test_api_of_quality(dataset, add, alice, bob, charlie, api_of):
     red, blue = add("red", "blue")
@@ -441,6 +457,7 @@ def test_api_of_versions(dataset, add, alice, bob, charlie, api_of):
         "trigger_word": ["ohwx", "ohwx"],
         "added": [],
         "removed": [],
+        "missing": [],
         "changed": [
             {
                 "name": "red.png",
