@@ -1,13 +1,14 @@
 """Versions beside each other, and back again.
 
-Guarantees: restoring pins the present state first, so that it can be undone; pictures that stay keep their row.
+Guarantees: restoring pins the present state first, so that it can be undone; pictures that stay keep their row,
+also those that are turned or cropped by it.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,14 +115,33 @@ def restore_version(dataset: Dataset, version: DatasetVersion) -> Restored:
     with transaction.atomic():
         locked = lock_dataset(dataset.pk)
         before = services.pin_version(locked) if locked.pictures.exists() else None
-        there = {picture.sha256: picture for picture in locked.pictures.all()}
-        leaving = [picture.pk for sha256, picture in there.items() if sha256 not in wanted]
-        locked.pictures.filter(pk__in=leaving).delete()
-        staying = there.keys() | gone
-        _bring_back(locked, [listed for sha256, listed in wanted.items() if sha256 not in staying])
-        _reset([(picture, wanted[sha256]) for sha256, picture in there.items() if sha256 in wanted])
+        there = list(locked.pictures.all())
+        staying = _matched(there, wanted, gone)
+        locked.pictures.exclude(pk__in=[picture.pk for picture, _ in staying]).delete()
+        found = gone | {listed["sha256"] for _, listed in staying}
+        _reset(staying)
+        _bring_back(locked, [listed for sha256, listed in wanted.items() if sha256 not in found])
         Dataset.objects.filter(pk=locked.pk).update(trigger_word=version.trigger_word, updated_at=timezone.now())
-    return Restored(before, [wanted[sha256]["name"] for sha256 in gone - there.keys()])
+    lost = gone - {picture.sha256 for picture in there}
+    return Restored(before, [wanted[sha256]["name"] for sha256 in lost])
+
+
+def _matched(
+    there: Iterable[Picture], wanted: Mapping[str, Listed], gone: Collection[str]
+) -> list[tuple[Picture, Listed]]:
+    """Pictures that stay, each with what it becomes: those with the very file, then those that were turned or cropped
+    since, by the file that was uploaded."""
+    same = [(picture, wanted[picture.sha256]) for picture in there if picture.sha256 in wanted]
+    taken = {picture.sha256 for picture, _ in same}
+    by_root = {
+        edits.root_of(listed): listed for sha256, listed in wanted.items() if sha256 not in taken and sha256 not in gone
+    }
+    edited = []
+    for picture in there:
+        root = edits.root_of({"sha256": picture.sha256, "edit": picture.edit})
+        if picture.sha256 not in taken and root in by_root:
+            edited.append((picture, by_root.pop(root)))
+    return same + edited
 
 
 def _bring_back(dataset: Dataset, wanted: Iterable[Listed]) -> None:
@@ -139,14 +159,20 @@ def _bring_back(dataset: Dataset, wanted: Iterable[Listed]) -> None:
     )
 
 
+RESET = ("caption", "repeats", "edit", *edits.KEPT)
+
+
 def _reset(pairs: Sequence[tuple[Picture, Listed]]) -> None:
     changed = []
     for picture, listed in pairs:
-        values = {"caption": listed["caption"], "repeats": listed["repeats"], "edit": listed.get("edit")}
+        values = {name: listed.get(name) for name in RESET}
         if any(getattr(picture, name) != value for name, value in values.items()):
             picture.revision += picture.caption != listed["caption"]  # who edits it now is told
+            if picture.sha256 != listed["sha256"]:  # nobody has looked at this file
+                picture.fingerprint, picture.fault, picture.checked_at = "", "", None
             for name, value in values.items():
                 setattr(picture, name, value)
             picture.updated_at = timezone.now()
             changed.append(picture)
-    Picture.objects.bulk_update(changed, ["caption", "revision", "repeats", "edit", "updated_at"], batch_size=200)
+    written = [*RESET, "revision", "fingerprint", "fault", "checked_at", "updated_at"]
+    Picture.objects.bulk_update(changed, written, batch_size=200)

@@ -115,6 +115,22 @@ def test_deleting_one_picture_leaves_the_captions_of_the_others_and_restoring_br
     assert by_name == {row["original_name"]: row["caption"] for row in before}
 
 
+def test_restore_turns_a_picture_back_in_its_place(dataset, add):
+    red, blue = add("red", "blue")
+    version, before = services.pin_version(dataset), rows(dataset)
+    ids = [red.pk, blue.pk]
+    edit_picture(red, rotation=90, crop=(0, 0, 20, 20))
+    assert red.fingerprint
+    restored = versions.restore_version(dataset, version)
+    assert (rows(dataset), list(dataset.pictures.values_list("pk", flat=True))) == (before, ids)
+    red.refresh_from_db()
+    assert (red.edit, red.width, red.fingerprint, red.checked_at) == (None, 64, "", None)
+    versions.restore_version(dataset, restored.before)
+    red.refresh_from_db()
+    assert (red.edit["rotation"], red.width, list(dataset.pictures.values_list("pk", flat=True))) == (90, 20, ids)
+    assert services.list_pictures(dataset) == restored.before.pictures
+
+
 def test_restore_of_an_emptied_dataset(dataset, add):
     (red,) = add("red")
     version = services.pin_version(dataset)
