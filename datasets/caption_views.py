@@ -27,6 +27,7 @@ from lorapilot.errors import Conflict, UserError
 from lorapilot.services import record
 
 PICTURES_A_PAGE = 60
+PREFILLED = ("kind", "text", "replacement")  # of the form for many captions, by the page's address
 SHOWN_TAGS = 60
 
 
@@ -51,12 +52,14 @@ def pictures_context(request: HttpRequest, dataset: Dataset) -> dict[str, Any]:
     """For the page of a dataset: the grid with its filter, the edit of many captions, and what can be undone."""
     context = grid_context(request, dataset)
     wanted: PictureFilter = context["filter"]
+    given = {name: request.GET[name] for name in PREFILLED if name in request.GET}
     return context | {
         "match_count": wanted.pictures(dataset).count() if wanted.is_narrow else None,
         "bucket_settings": query_of(wanted.rules),
         "shown_choices": SHOWN,
         "sort_choices": SORTED,
-        "operation_form": OperationForm(),
+        "operation_form": OperationForm(initial=given),
+        "is_prefilled": bool(given),
         "bulk_edits": dataset.bulk_edits.select_related("actor").defer("removed"),
     }
 

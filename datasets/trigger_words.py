@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from datasets.caption_operations import Kind, Operation, word_pattern
 from datasets.models import Dataset
-from datasets.picture_filters import foreign_triggers, leaking, without_trigger
+from datasets.picture_filters import foreign_triggers, leaking, with_tag, without_trigger
 
 PROMPT_TAGS = 3
 
@@ -40,3 +41,11 @@ def sample_prompts(trigger_word: str, tags: list[tuple[str, int]]) -> list[str]:
         return []
     others = [tag for tag, count in tags if count > 1 and tag.casefold() != trigger_word.casefold()]
     return [trigger_word, *(f"{trigger_word}, {tag}" for tag in others[:PROMPT_TAGS])]
+
+
+def replacement_of(dataset: Dataset, *, old: str) -> tuple[Operation, int]:
+    """The edit of many captions that replaces the trigger word from before by the dataset's, and how many captions
+    have it: as a tag where it stands between commas in all of them, as text otherwise."""
+    count = dataset.pictures.filter(caption__iregex=word_pattern([old])).count()
+    is_tag = count == dataset.pictures.filter(with_tag(old)).count()
+    return Operation(Kind.RENAME if is_tag else Kind.REPLACE, old, dataset.trigger_word), count

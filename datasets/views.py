@@ -15,7 +15,8 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, St
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.cache import get_conditional_response
-from django.utils.http import content_disposition_header
+from django.utils.html import format_html
+from django.utils.http import content_disposition_header, urlencode
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from datasets import adoption, exports, selectors, services
@@ -23,6 +24,7 @@ from datasets.caption_views import pictures_context
 from datasets.forms import DatasetForm, UploadForm
 from datasets.models import Dataset, DatasetVersion, Picture
 from datasets.pictures import CONTENT_TYPES, ensure_thumbnail, picture_path
+from datasets.trigger_words import replacement_of
 from lorapilot.access import get_editable, get_owned, get_visible, signed_in
 from lorapilot.errors import UserError
 from lorapilot.forms import ShareForm
@@ -88,6 +90,7 @@ def detail(request: HttpRequest, pk: int) -> HttpResponse:
 def edit(request: HttpRequest, pk: int) -> HttpResponse:
     """Name and trigger word."""
     dataset = get_editable(Dataset, signed_in(request), pk=pk)
+    old = dataset.trigger_word
     form = DatasetForm(request.POST)
     if form.is_valid():
         try:
@@ -95,9 +98,28 @@ def edit(request: HttpRequest, pk: int) -> HttpResponse:
         except UserError as error:
             form.add_error(error.field or None, error.message)
         else:
-            messages.success(request, "Saved.")
+            messages.success(request, _saved(dataset, old=old))
             return redirect("datasets:detail", pk)
     return _detail_page(request, pk, edit_form=form)
+
+
+def _saved(dataset: Dataset, *, old: str) -> str:
+    """With a link to the edit that replaces the trigger word from before, where captions have it."""
+    if not (old and dataset.trigger_word and old.casefold() != dataset.trigger_word.casefold()):
+        return "Saved."
+    operation, count = replacement_of(dataset, old=old)
+    if not count:
+        return "Saved."
+    query = urlencode({"kind": operation.kind, "text": operation.text, "replacement": operation.replacement})
+    return format_html(
+        'Saved. {} caption{} “{}”: <a href="{}?{}#bulk">replace it by “{}”…</a>',
+        f"{count:,}",
+        " still has" if count == 1 else "s still have",
+        old,
+        reverse("datasets:detail", args=[dataset.pk]),
+        query,
+        operation.replacement,
+    )
 
 
 @require_POST

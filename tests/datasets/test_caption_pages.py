@@ -316,6 +316,38 @@ def test_pictures_delete_asks_and_is_undone(dataset, rows, alice, browser):
 
 
 # --- Tags and the trigger word ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("captions", "kind", "changed"),
+    [
+        (["ohwx, cat", "OHWX", "a dog"], "rename", ["sks &, cat", "sks &", "a dog"]),
+        (["ohwx, cat", "an ohwx man", ""], "replace", ["sks &, cat", "an sks & man", ""]),
+    ],
+)
+def test_new_trigger_word_is_offered_for_the_old_one(dataset, rows, browser, captions, kind, changed):
+    for picture, caption in zip(rows, captions, strict=True):
+        dataset.pictures.filter(pk=picture.pk).update(caption=caption)
+    answer = browser.post(to("edit", dataset.pk), {"name": "Cats", "trigger_word": "sks &"})
+    link = f"{to('detail', dataset.pk)}?kind={kind}&text=ohwx&replacement=sks+%26#bulk"
+    [(_, message)] = told(answer)
+    assert message == (
+        f'Saved. 2 captions still have “ohwx”: <a href="{link.replace("&", "&amp;")}">replace it by “sks &amp;”…</a>'
+    )
+    seen = page(browser.get(link))
+    assert '<details class="more" id="bulk" open>' in seen
+    assert f'<option value="{kind}" selected>' in seen
+    assert ('value="ohwx"' in seen, 'value="sks &amp;"' in seen) == (True, True)
+    assert '<input type="radio" name="scope" value="all" checked>' in seen
+    sent = {"scope": "all", "kind": kind, "text": "ohwx", "replacement": "sks &"}
+    browser.post(to("bulk-apply", dataset.pk), sent)
+    assert captions_of(dataset) == changed
+
+
+@pytest.mark.parametrize("word", ["", "OHWX", "sks"])
+def test_nothing_is_offered_where_nothing_is_to_be_replaced(dataset, rows, browser, word):
+    answer = browser.post(to("edit", dataset.pk), {"name": "Cats", "trigger_word": word})
+    assert told(answer) == [("success", "Saved.")]
+
+
 def test_tools_show_tags_and_what_the_trigger_word_lacks(dataset, rows, alice, browser, bob, client_of):
     caption_edits.set_caption(rows[0], caption="ohwx, big & red, big")
     caption_edits.set_caption(rows[1], caption="ohwxy, big & red")
