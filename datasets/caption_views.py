@@ -9,6 +9,7 @@ from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
+from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.views.decorators.http import require_POST, require_safe
 
@@ -161,7 +162,7 @@ def bulk_apply(request: HttpRequest, pk: int) -> HttpResponse:
         return _show_plan(request, dataset, notice=conflict.message)
     if done.edit:
         record(user, "captions edited", f"{dataset}: {done.edit}", request)
-    messages.success(request, _sentence(done.changed, "caption", "changed", done.left_alone))
+    messages.success(request, _undoable(_sentence(done.changed, "caption", "changed", done.left_alone), done.edit))
     return redirect(_detail(dataset, request))
 
 
@@ -202,7 +203,7 @@ def pictures_delete(request: HttpRequest, pk: int) -> HttpResponse:
     if request.POST.get("sure"):
         edit = picture_removal.remove_pictures(dataset, selection=selection, actor=user)
         record(user, "pictures deleted", f"{dataset}: {edit.picture_count}", request)
-        messages.success(request, _sentence(edit.picture_count, "picture", "deleted", 0))
+        messages.success(request, _undoable(_sentence(edit.picture_count, "picture", "deleted", 0), edit))
         return redirect(_detail(dataset, request))
     context = {"dataset": dataset, "sent": _sent(request), "error": ""}
     try:
@@ -240,6 +241,15 @@ def _sentence(count: int, noun: str, done: str, left: int) -> str:
             f" {left:,} {'stays as it is: it was' if left == 1 else 'stay as they are: they were'} changed meanwhile."
         )
     return text
+
+
+def _undoable(sentence: str, edit: BulkEdit | None) -> str:
+    """With a button beside it. Its form (`undo-form`) is on the page of the dataset, which the message is for."""
+    if edit is None:
+        return sentence
+    address = reverse("datasets:edit-undo", args=[edit.dataset_id, edit.pk])
+    button = '{} <button class="button button-small" form="undo-form" formaction="{}">Undo</button>'
+    return format_html(button, sentence, address)
 
 
 # --- Tags and the trigger word ----------------------------------------------------------------------------------------

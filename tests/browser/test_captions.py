@@ -134,10 +134,9 @@ def test_many_are_selected_previewed_changed_and_undone(shapes):
     expect(page.locator("#bulk-result h3")).to_have_text("2 of 2 captions change")
     assert page.captions() == before
     page.get_by_role("button", name="Change 2 captions").click()
-    expect(page.locator("#messages")).to_have_text("2 captions changed.")
+    expect(page.locator("#messages")).to_have_text("2 captions changed. Undo")
     assert page.captions() == [f"{before[0]}, big", before[1], f"{before[2]}, big"]
-    page.locator("#bulk > summary").click()
-    page.locator(".last-edits button").first.click()
+    page.locator("#messages button").click()
     expect(page.locator("#messages")).to_have_text("2 captions back.")
     assert page.captions() == before
     assert page.complaints == []

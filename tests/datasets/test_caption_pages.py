@@ -33,6 +33,11 @@ def told(answer):
     return [(message.level_tag, str(message)) for message in get_messages(answer.wsgi_request)][-1:]
 
 
+def with_undo(sentence, dataset):
+    address = to("edit-undo", dataset.pk, dataset.bulk_edits.first().pk)
+    return f'{sentence} <button class="button button-small" form="undo-form" formaction="{address}">Undo</button>'
+
+
 def captions_of(dataset):
     return list(dataset.pictures.order_by("pk").values_list("caption", flat=True))
 
@@ -239,7 +244,8 @@ def test_bulk_edit_is_shown_applied_and_undone(dataset, rows, alice, browser):
     assert "<td>a red picture</td><td>a red &lt;b&gt;</td>" in page(preview)
     assert captions_of(dataset) == before
     applied = browser.post(to("bulk-apply", dataset.pk), sent | {"fingerprint": hidden(preview)["fingerprint"]})
-    assert (applied.url, told(applied)) == (to("detail", dataset.pk), [("success", "2 captions changed.")])
+    sentence = with_undo("2 captions changed.", dataset)
+    assert (applied.url, told(applied)) == (to("detail", dataset.pk), [("success", sentence)])
     assert captions_of(dataset) == ["a red <b>", "a green picture", "a blue <b>"]
     caption_edits.set_caption(Picture.objects.get(pk=rows[0].pk), caption="mine")
     undone = browser.post(to("edit-undo", dataset.pk, dataset.bulk_edits.get().pk))
@@ -307,12 +313,20 @@ def test_pictures_delete_asks_and_is_undone(dataset, rows, alice, browser):
         assert (answer.status_code, "Delete 2 pictures?" in page(answer)) == (200, True)
     assert dataset.pictures.count() == 3
     answer = browser.post(to("pictures-delete", dataset.pk), hidden(answer))
-    assert told(answer) == [("success", "2 pictures deleted.")]
+    assert told(answer) == [("success", with_undo("2 pictures deleted.", dataset))]
     assert captions_of(dataset) == ["a green picture"]
     assert AuditEntry.objects.get(actor=alice, action="pictures deleted").subject == "Cats: 2"
     answer = browser.post(to("edit-undo", dataset.pk, dataset.bulk_edits.get().pk))
     assert told(answer) == [("success", "2 pictures back.")]
     assert captions_of(dataset) == ["a red picture", "a green picture", "a blue picture"]
+
+
+def test_undo_beside_the_message_also_works_when_no_picture_is_left(dataset, rows, browser, bob, client_of):
+    browser.post(to("pictures-delete", dataset.pk), {"scope": "all", "sure": "yes"})
+    seen = page(browser.get(to("detail", dataset.pk)))
+    assert 'form="undo-form"' in seen  # the button
+    assert '<form id="undo-form" method="post" hidden>' in seen
+    assert "undo-form" not in page(client_of(bob).get(to("detail", dataset.pk)))
 
 
 # --- Tags and the trigger word ----------------------------------------------------------------------------------------
