@@ -15,6 +15,7 @@ urlpatterns = [
     path("<int:pk>/pictures/<int:picture_pk>/edit/", edit_views.picture_edit, name="picture-edit"),
     path("<int:pk>/pictures/<int:picture_pk>/unedited/", edit_views.unedited, name="unedited"),
     path("<int:pk>/versions/", version_views.versions, name="versions"),
+    path("<int:pk>/versions/pin/", version_views.pin, name="version-pin"),
     path("<int:pk>/versions/compare/", version_views.compare, name="versions-compare"),
     path("<int:pk>/versions/<int:number>/restore/", version_views.restore, name="version-restore"),
 ]

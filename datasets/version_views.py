@@ -8,9 +8,10 @@ from django.contrib import messages
 from django.db.models import F, Func, IntegerField
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_http_methods, require_safe
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from datasets.models import Dataset, DatasetVersion
+from datasets.services import pin_version
 from datasets.versions import diff, restore_version
 from lorapilot.access import get_editable, get_visible, signed_in
 from lorapilot.services import record
@@ -36,6 +37,19 @@ def versions(request: HttpRequest, pk: int) -> HttpResponse:
     listed = dataset.versions.defer("pictures").annotate(picture_count=JSONLength(F("pictures")))
     context = {"dataset": dataset, "versions": listed, "can_edit": dataset.is_editable_by(user)}
     return render(request, "datasets/versions.html", context)
+
+
+@require_POST
+def pin(request: HttpRequest, pk: int) -> HttpResponse:
+    """Keeps the dataset as it is now. The same content is the version that there is."""
+    dataset = get_editable(Dataset, signed_in(request), pk=pk)
+    known = set(dataset.versions.values_list("pk", flat=True))
+    version = pin_version(dataset)
+    if version.pk in known:
+        messages.info(request, f"The dataset is the same as version {version.number}, so there is nothing new to keep.")
+    else:
+        messages.success(request, f"The dataset as it is now is kept as version {version.number}.")
+    return redirect("datasets:versions", pk)
 
 
 @require_safe

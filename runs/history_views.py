@@ -16,9 +16,12 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from datasets import selectors
-from lorapilot.access import signed_in
+from datasets.models import Dataset
+from lorapilot.access import get_visible, signed_in
 from lorapilot.services import record
 from runs import picture_history
+
+MOST_NAMED = 6  # runs on one version
 
 
 @require_safe
@@ -32,6 +35,20 @@ def of_picture(request: HttpRequest, dataset_pk: int, picture_pk: int) -> HttpRe
         "can_destroy": picture.dataset.is_owned_by(user),
     }
     return render(request, "runs/of_picture.html", context)
+
+
+@require_safe
+def of_versions(request: HttpRequest, dataset_pk: int) -> HttpResponse:
+    """The part of a dataset's list of versions that names the runs on each."""
+    user = signed_in(request)
+    dataset = get_visible(Dataset, user, pk=dataset_pk)
+    context = {
+        "versions": picture_history.runs_on_versions(user, dataset),
+        "most": MOST_NAMED,
+        "most_slice": f":{MOST_NAMED}",
+        "beyond": -MOST_NAMED,
+    }
+    return render(request, "runs/_of_versions.html", context)
 
 
 @require_http_methods(["GET", "HEAD", "POST"])

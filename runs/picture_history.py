@@ -1,4 +1,4 @@
-"""Which runs and LoRAs saw a picture, and what deleting it for good would touch."""
+"""Which runs and LoRAs saw a picture or a version, and what deleting it for good would touch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from django.db.models import Q, QuerySet
 
 from datasets import destruction, edits
-from datasets.models import DatasetVersion, Picture
+from datasets.models import Dataset, DatasetVersion, Picture
 from lorapilot.errors import Conflict
 from lorapilot.models import User
 from runs.enums import ACTIVE, Status
@@ -54,6 +54,15 @@ def _seen(run: Run, root: str) -> Seen:
     listed: dict[str, Any] = next(one for one in run.dataset_version.pictures if edits.root_of(one) == root)
     loras = [checkpoint.path for checkpoint in run.checkpoints.all()]
     return Seen(run, listed["caption"], bool(listed.get("edit")), loras)
+
+
+def runs_on_versions(user: User, dataset: Dataset) -> dict[int, list[Run]]:
+    """By the versions' ids, the runs on them that `user` may see; the newest first."""
+    found: dict[int, list[Run]] = {}
+    runs = Run.objects.visible_to(user).filter(dataset_version__dataset=dataset)
+    for run in runs.only("output_name", "dataset_version").order_by("-pk"):
+        found.setdefault(run.dataset_version_id, []).append(run)
+    return found
 
 
 def affected_by_destroying(user: User, picture: Picture) -> Affected:

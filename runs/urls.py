@@ -21,6 +21,7 @@ urlpatterns = [
     path("compare/choose/", compare_views.choose, name="choose"),
     path("of-picture/<int:dataset_pk>/<int:picture_pk>/", history_views.of_picture, name="of_picture"),
     path("of-picture/<int:dataset_pk>/<int:picture_pk>/destroy/", history_views.destroy, name="destroy_picture"),
+    path("of-versions/<int:dataset_pk>/", history_views.of_versions, name="of_versions"),
     path("<int:run_id>/", views.show_run, name="detail"),
     path("<int:run_id>/artifacts/", views.show_part, {"part": "artifacts"}, name="artifacts"),
     path("<int:run_id>/samples/", views.show_part, {"part": "samples"}, name="samples"),

@@ -223,6 +223,7 @@ def addresses(dataset, add):
         "quality-keep",
         "versions",
         "versions-compare",
+        "version-pin",
     )
     found = {name: to(name, dataset.pk) for name in of_dataset}
     found |= {name: to(name, dataset.pk, picture.pk) for name in ("picture-edit", "unedited")}  # see test_edits.py
@@ -238,9 +239,9 @@ def test_pages_ask_visitors_to_sign_in_and_are_not_there_for_strangers(
 ):
     before, stranger = everything(), client_of(charlie)
     gets = {name: stranger.get(address).status_code for name, address in addresses.items()}
-    assert gets == dict.fromkeys(addresses, 404) | {"quality-keep": 405}
+    assert gets == dict.fromkeys(addresses, 404) | {"quality-keep": 405, "version-pin": 405}
     posts = {name: stranger.post(address).status_code for name, address in addresses.items()}
-    asks = {"quality-check", "quality-keep", "picture-edit", "version-restore"}
+    asks = {"quality-check", "quality-keep", "picture-edit", "version-restore", "version-pin"}
     assert posts == {name: 404 if name in asks else 405 for name in addresses}
     assert {client.get(address).status_code for address in addresses.values()} == {302}
     assert {client.post(address).status_code for address in addresses.values()} == {302}
@@ -253,7 +254,7 @@ def test_pages_are_looked_at_and_not_changed_by_the_team(addresses, dataset, bob
     assert [member.get(addresses[name]).status_code for name in looks] == [200] * 4
     assert member.get(addresses["versions-compare"], {"from": "1"}).status_code == 200
     before = rows(dataset)
-    for name in ("quality-keep", "version-restore", "picture-edit"):
+    for name in ("quality-keep", "version-restore", "picture-edit", "version-pin"):
         assert member.post(addresses[name], {"turn": "90"}).status_code == 403
     assert rows(dataset) == before
 
@@ -408,6 +409,21 @@ def test_versions_page_asks_the_database_as_often_for_one_version_as_for_three(d
         services.set_caption(red, caption=caption)
         services.pin_version(dataset)
     assert (queries(), DatasetVersion.objects.count()) == (one, 3)
+
+
+def test_version_is_kept_by_hand_and_once(dataset, add, alice, bob, client_of):
+    browser, address = client_of(alice), to("version-pin", dataset.pk)
+    assert browser.post(address).status_code == 400  # no pictures yet
+    add("red")
+    assert "Keep a version now" in browser.get(to("versions", dataset.pk)).content.decode()
+    assert "Keep a version now" not in client_of(bob).get(to("versions", dataset.pk)).content.decode()
+    answer = browser.post(address)
+    assert (answer.status_code, answer.url) == (302, to("versions", dataset.pk))
+    assert told(answer)[-1:] == [("success", "The dataset as it is now is kept as version 1.")]
+    assert told(browser.post(address))[-1:] == [
+        ("info", "The dataset is the same as version 1, so there is nothing new to keep.")
+    ]
+    assert DatasetVersion.objects.get().number == 1
 
 
 def test_restore_page_asks_then_restores(dataset, add, alice, client_of):

@@ -63,6 +63,30 @@ def test_page_lists_runs(alice, dataset, red, client_of, client, charlie):
     assert client_of(alice).post(page("of_picture", red)).status_code == 405
 
 
+def test_versions_name_their_runs(alice, bob, charlie, dataset, red, client_of, django_assert_num_queries):
+    runs = [make_run(alice, output_name=name) for name in ("first", "second")]
+    services.set_caption(red, caption="other")
+    later = make_run(alice, output_name="later")
+    one, two = runs[0].dataset_version_id, later.dataset_version_id
+    found = picture_history.runs_on_versions(alice, dataset)
+    assert found == {one: [runs[1], runs[0]], two: [later]}
+    address = reverse("runs:of_versions", args=[dataset.pk])
+    answer = client_of(alice).get(address).content.decode()
+    links = [f'<a href="{reverse("runs:detail", args=[run.pk])}">{run.output_name}</a>' for run in (*runs, later)]
+    assert f'<span id="runs-of-version-{one}" hx-swap-oob="true">{links[1]}, {links[0]}</span>' in answer
+    assert f'<span id="runs-of-version-{two}" hx-swap-oob="true">{links[2]}</span>' in answer
+    versions_page = client_of(alice).get(reverse("datasets:versions", args=[dataset.pk])).content.decode()
+    assert (f'hx-get="{address}"' in versions_page, f'id="runs-of-version-{one}"' in versions_page) == (True, True)
+    assert "runs-of-version" not in client_of(bob).get(address).content.decode()  # hers are not his to see
+    assert client_of(charlie).get(address).status_code == 404
+    assert client_of(alice).post(address).status_code == 405
+    with django_assert_num_queries(1):
+        assert len(picture_history.runs_on_versions(alice, dataset)) == 2
+    for number in range(6):
+        make_run(alice, output_name=f"more-{number}")
+    assert "</a> and 1 more</span>" in client_of(alice).get(address).content.decode()
+
+
 def test_api_lists_runs(alice, bob, charlie, dataset, red, api_of):
     run = make_run(alice, output_name="hers")
     address = f"/api/v1/datasets/{dataset.pk}/pictures/{red.pk}/runs/"
