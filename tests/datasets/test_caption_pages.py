@@ -115,6 +115,13 @@ def test_edit_and_picture_are_reached_through_their_own_dataset_only(dataset, ro
 
 
 # --- The grid ---------------------------------------------------------------------------------------------------------
+def test_card_shows_repeats(dataset, rows, browser, bob, client_of):
+    dataset.pictures.filter(pk=rows[0].pk).update(repeats=3)
+    for user in (browser, client_of(bob)):
+        seen = page(user.get(to("grid", dataset.pk)))
+        assert re.findall(r'title="Repeats: comes (\d+) times an epoch">(.*?)</span>', seen) == [("3", "×3")]
+
+
 def filled(dataset, count):
     common = {"dataset": dataset, "extension": "png", "width": 1, "height": 1, "bytes": 1, "original_name": "a.png"}
     start = dataset.pictures.count()
