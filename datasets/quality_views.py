@@ -15,7 +15,7 @@ from datasets import checking
 from datasets.models import Dataset
 from datasets.picture_filters import PictureFilter
 from datasets.quality import DROPPED, Bucket, Report, bucket_counts, report_on
-from datasets.quality_forms import BucketForm, KeepForm, rules_of
+from datasets.quality_forms import USUAL_RESOLUTION, BucketForm, KeepForm, rules_of
 from lora_trainer.buckets import rules_in_proportion
 from lorapilot.access import get_editable, get_visible, signed_in
 from lorapilot.errors import UserError
@@ -29,9 +29,11 @@ def quality(request: HttpRequest, pk: int) -> HttpResponse:
     """The whole report, for the bucket settings in the address; `bucket=832x1216` (or `dropped`) shows its pictures."""
     user = signed_in(request)
     dataset = get_visible(Dataset, user, pk=pk)
-    form = BucketForm(request.GET)
+    given = request.GET.copy()
+    given["resolution"] = given.get("resolution") or str(USUAL_RESOLUTION)  # the page shows what it counts with
+    form = BucketForm(given)
     is_valid = form.is_valid()
-    report = report_on(user, dataset, form.rules() if is_valid else rules_in_proportion(1024))
+    report = report_on(user, dataset, form.rules() if is_valid else rules_in_proportion(USUAL_RESOLUTION))
     bucket = _bucket(report, request.GET.get("bucket", ""))
     context = {
         "dataset": dataset,

@@ -284,6 +284,13 @@ def test_quality_page_pages_through_a_bucket_with_the_parts_that_are_trained(dat
     assert page.count('class="placed"') == 3
 
 
+@pytest.mark.parametrize(("query", "shown"), [({}, "1024"), ({"resolution": ""}, "1024"), ({"resolution": "64"}, "64")])
+def test_quality_page_shows_the_resolution_that_it_counts_with(dataset, add, alice, client_of, query, shown):
+    add("red")
+    page = client_of(alice).get(to("quality", dataset.pk), query).content.decode()
+    assert re.search(r'name="resolution" value="(\d+)"', page)[1] == shown
+
+
 @pytest.mark.parametrize(
     "query", [{"resolution": "65"}, {"resolution": "big"}, {"minimum": "2000"}, {"step": "12"}, {"buckets": "some"}]
 )
