@@ -112,8 +112,8 @@ class RefusedFile(serializers.Serializer[Any]):
 
 
 class ImportReportSerializer(serializers.Serializer[Any]):
-    """How many pictures were added, got a new caption, or were there already; which files were refused, and why; and
-    what was done to pictures."""
+    """How many pictures were added, got a new caption, or were there already; which files were refused, and why;
+    what was done to pictures, and which ones were there (`notes`)."""
 
     detail = serializers.CharField()
     added = serializers.IntegerField()

@@ -158,6 +158,7 @@ def remove_unused_pictures() -> int:
 # --- Import -----------------------------------------------------------------------------------------------------------
 LISTED_AT_MOST = 200  # of the refused files and of the notes: a job's result is read whole
 IS_NOTHING = "Nothing was imported."
+IS_HERE = "It is here already."
 
 
 @dataclass
@@ -192,13 +193,19 @@ class ImportReport:
         more = len(self.refused) - len(told)
         return " ".join([IS_NOTHING, *told, *([f"And {more:,} more files."] if more else [])])
 
+    def names_here(self) -> list[str]:
+        """Of pictures that were there already: those that no note is about."""
+        told = {name for name, _ in self.notes}
+        return [name for name in self.duplicates if name not in told]
+
     def as_dict(self) -> dict[str, Any]:
+        here = [(name, IS_HERE) for name in self.names_here()]
         return {
             "added": len(self.added),
             "captioned": len(self.captioned),
             "duplicates": len(self.duplicates),
             "refused": _in_part(self.refused, "files were refused"),
-            "notes": _in_part(self.notes, "notes"),
+            "notes": _in_part(self.notes + here, "notes"),
         }
 
 

@@ -32,6 +32,7 @@ from lorapilot.services import record
 
 DATASETS_A_PAGE = 24
 UNDO_SECONDS = 3600
+MOST_NAMED = 20  # files in one message
 READ_BYTES = 256 * 1024
 
 get_or_post = require_http_methods(["GET", "HEAD", "POST"])
@@ -195,6 +196,9 @@ def _show_report(request: HttpRequest, report: services.ImportReport) -> None:
         messages.success(request, done)
     for name, note in report.notes:
         messages.info(request, f"{name}: {note}")
+    if here := report.names_here():
+        more = f" and {len(here) - MOST_NAMED:,} more" if len(here) > MOST_NAMED else ""
+        messages.info(request, f"Already here: {', '.join(here[:MOST_NAMED])}{more}.")
     for name, reason in report.refused:
         messages.error(request, f"{name}: {reason}")
 

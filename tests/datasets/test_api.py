@@ -368,6 +368,7 @@ def test_add_of_what_is_there_changes_nothing(shared, draw, api):
     before = Picture.objects.values().get()
     answer = sent_files(api, shared, ("other-name.png", draw("red")))
     assert (answer.status_code, answer.json()["detail"]) == (201, "Pictures: 1 already here.")
+    assert answer.json()["notes"] == [{"name": "other-name.png", "reason": "It is here already."}]
     assert Picture.objects.values().get() == before
 
 

@@ -386,6 +386,16 @@ def test_upload_takes_files_and_names_what_is_refused(dataset, draw, browser):
     assert list(dataset.pictures.values_list("original_name", "caption")) == [("red.png", "a red cat")]
 
 
+def test_upload_form_names_what_is_here_already(dataset, add, draw, browser):
+    add("red")
+    files = [SimpleUploadedFile(f"copy-{number}.png", draw("red")) for number in range(2)]
+    answer = browser.post(to("upload", dataset.pk), {"files": [*files, SimpleUploadedFile("blue.png", draw("blue"))]})
+    assert told(answer) == [
+        ("success", "Pictures: 1 added, 1 already here."),
+        ("info", "Already here: copy-0.png."),
+    ]
+
+
 def test_upload_takes_an_empty_caption(dataset, draw, browser):
     browser.post(to("upload", dataset.pk), uploaded(("red.png", draw("red")), ("red.txt", b"")))
     assert dataset.pictures.get().caption == ""
