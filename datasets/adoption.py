@@ -17,7 +17,8 @@ from django.db import transaction
 from datasets import batches, services
 from datasets.models import Dataset
 from lorapilot import jobs, workspace
-from lorapilot.errors import Conflict, Missing, NotAllowed, UserError
+from lorapilot.access import require_staff
+from lorapilot.errors import Conflict, Missing, UserError
 from lorapilot.models import Job, User
 
 MAX_FILES = 100_000
@@ -42,8 +43,7 @@ def found_folders(staff: User) -> list[FoundFolder]:
 
 def folder_names(staff: User) -> list[str]:
     """Folders `<repeats>_<name>` of which no dataset was made yet. Raises NotAllowed for others than staff."""
-    if not staff.is_staff:
-        raise NotAllowed("Only staff adopt folders of the server. Ask one of them, or upload the folder.")
+    require_staff(staff, "Only staff adopt folders of the server. Ask one of them, or upload the folder.")
     adopted = set(Dataset.objects.exclude(adopted_from="").values_list("adopted_from", flat=True))
     with os.scandir(workspace.datasets()) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
