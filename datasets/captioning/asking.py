@@ -121,7 +121,7 @@ def _parsed(raw: bytes) -> Any:
 def _refusal(provider: Provider, status: int, headers: Headers, answer: Any) -> Exception:
     """What an answer other than 200 means."""
     name, reason = provider.name, reason_in(answer, provider.key)
-    said = f": {reason}" if reason else f" (status {status})."
+    said = f": {_sentence(reason)}" if reason else f" (status {status})."
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or _is_about_the_key(answer, reason):
         return ProviderError(f"{name} does not accept your key{said} You can set another on your account page.")
     if status == HTTPStatus.PAYMENT_REQUIRED or _code_of(answer) in WITHOUT_CREDIT:
@@ -133,6 +133,11 @@ def _refusal(provider: Provider, status: int, headers: Headers, answer: Any) -> 
     of_request = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
     kind = RequestRefused if status in of_request else ProviderError
     return kind(f"{name} refuses{said}")
+
+
+def _sentence(reason: str) -> str:
+    """What the provider says, with a full stop: ours go on behind it."""
+    return reason if reason.endswith((".", "!", "?", "…")) else f"{reason}."
 
 
 def _busy(name: str, status: int, said: str, after: float | None) -> Exception:

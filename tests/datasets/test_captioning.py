@@ -349,8 +349,8 @@ def test_wrong_key_ends_the_job_at_once_and_is_not_repeated(stand, alice, datase
             "Incorrect API key provided: …",
         ),
         ({"status": 402}, "no credit left"),
-        ({"status": 429, "body": {"error": {"code": "insufficient_quota", "message": "Pay"}}}, "no credit left: Pay"),
-        ({"status": 404, "body": {"error": {"message": "No such"}}}, "has no model called eye-1 for you: No such"),
+        ({"status": 429, "body": {"error": {"code": "insufficient_quota", "message": "Pay"}}}, "no credit left: Pay."),
+        ({"status": 404, "body": {"error": {"message": "No such"}}}, "has no model called eye-1 for you: No such."),
         ({"status": 301, "headers": {"Location": "http://elsewhere.invalid/"}}, "refuses (status 301)."),
     ],
 )

@@ -354,11 +354,11 @@ def test_api_try_maps_the_provider_s_refusals_to_424(stand, api_of, alice, datas
     answer = caller.post(api(dataset, "try/"), asked | {"model": "eye-2"})
     assert (answer.status_code, answer.json()["detail"]) == (
         424,
-        "Google Gemini has no model called eye-2 for you: There is no eye-2",
+        "Google Gemini has no model called eye-2 for you: There is no eye-2.",
     )
     stand.faults = [{"status": 503, "body": {"error": {"message": "Overloaded"}}}]
     answer = caller.post(api(dataset, "try/"), asked)
-    assert (answer.status_code, "Overloaded Try again later." in answer.json()["detail"]) == (424, True)
+    assert (answer.status_code, "Overloaded. Try again later." in answer.json()["detail"]) == (424, True)
     stand.keys = set()
     answer = caller.post(api(dataset, "try/"), asked)
     assert (answer.status_code, KEY in answer.content.decode()) == (424, False)
