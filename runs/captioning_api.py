@@ -15,6 +15,7 @@ from rest_framework.views import APIView
 
 from datasets.captioning import selectors, services
 from datasets.captioning.enums import LOCAL, REMOTE, Captioner, Proposal, Which
+from datasets.captioning.providers import needs_key
 from datasets.captioning.services import Order
 from datasets.models import Captioning, CaptionProposal, Dataset
 from lorapilot.access import get_editable, signed_in
@@ -140,11 +141,15 @@ class CaptioningListView(generics.ListAPIView[Captioning]):
 class CaptionersView(APIView):
     @extend_schema(summary="Who can make captions here", responses={200: dict})
     def get(self, request: Request, pk: int) -> Response:
-        """Providers, and whether you have set their key; captioners of this installation with their models."""
+        """Providers, whether they need a key and whether you have set it; captioners here, with their models."""
         user = signed_in(request)
         get_editable(Dataset, user, pk=pk)
         keys = {secret.name for secret in secrets_of(user)}
-        remote = [{"captioner": one, "has_key": one in keys} for one in Captioner if one in REMOTE]
+        remote = [
+            {"captioner": one, "has_key": one in keys, "needs_key": needs_key(one)}
+            for one in Captioner
+            if one in REMOTE
+        ]
         local = [{"captioner": one, "models": captions.local_models(one)} for one in Captioner if one in LOCAL]
         return Response({"remote": remote, "local": local})
 

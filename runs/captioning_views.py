@@ -16,7 +16,7 @@ from django_htmx.http import trigger_client_event
 
 from datasets.captioning import selectors, services
 from datasets.captioning.enums import LOCAL, REMOTE, Captioner, Proposal, Which
-from datasets.captioning.providers import ProviderError
+from datasets.captioning.providers import ProviderError, needs_key
 from datasets.models import Captioning, CaptionProposal, Dataset, Picture
 from datasets.selections import Selection
 from lorapilot.access import get_editable, is_number, signed_in
@@ -89,7 +89,12 @@ def _page(
         "tried": tried,
         "orders": orders,
         "providers": [
-            {"captioner": one, "has_key": one in keys, "url": settings.CAPTION_URLS[one]}
+            {
+                "captioner": one,
+                "has_key": one in keys,
+                "needs_key": needs_key(one),
+                "url": settings.CAPTION_URLS[one],
+            }
             for one in Captioner
             if one in REMOTE
         ],

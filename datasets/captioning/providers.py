@@ -74,11 +74,16 @@ def provider_of(captioner: Captioner, model: str, key: str) -> Provider:
     """Raises UserError when the provider needs a key and there is none."""
     url = settings.CAPTION_URLS[captioner]
     name = NAMES[captioner]
-    if captioner == Captioner.OPENAI and urlsplit(url).hostname != "api.openai.com":
+    if not needs_key(captioner):
         name = str(urlsplit(url).hostname)
     elif not key:
         raise UserError(f"Set your key of {name} on your account page first.", field="captioner")
     return Provider(captioner, name, model, url, key, GEMINI if captioner == Captioner.GEMINI else CHAT)
+
+
+def needs_key(captioner: Captioner) -> bool:
+    """Not the operator's own server that speaks as OpenAI does, unless it wants one."""
+    return captioner != Captioner.OPENAI or urlsplit(settings.CAPTION_URLS[captioner]).hostname == "api.openai.com"
 
 
 NAMES = {Captioner.OPENAI: "OpenAI", Captioner.GEMINI: "Google Gemini", Captioner.XAI: "xAI"}

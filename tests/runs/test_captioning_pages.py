@@ -194,6 +194,16 @@ def test_page_says_what_is_wrong_and_keeps_what_was_typed(stand, client_of, alic
     assert (Captioning.objects.count(), Run.objects.count(), Job.objects.count()) == (0, 0, 0)
 
 
+def test_page_asks_for_no_key_of_the_operator_s_own_server(client_of, api_of, alice, dataset, settings):
+    wants, needs_none = "Set your key</a>", "Yes, without a key;"
+    for url, count in (("https://api.openai.com/v1", 3), ("http://captions.example:8000/v1", 2)):
+        settings.CAPTION_URLS = settings.CAPTION_URLS | {"openai": url}
+        page = client_of(alice).get(reverse("captioning:new", args=[dataset.pk])).content.decode()
+        assert (page.count(wants), page.count(needs_none)) == (count, 3 - count)
+        remote = api_of(alice).get(api(dataset, "captioners/")).json()["remote"]
+        assert sum(one["needs_key"] for one in remote) == count
+
+
 def test_page_for_selected_pictures(stand, client_of, alice, dataset):
     set_secret(alice, name="openai", value=KEY)
     red = dataset.pictures.get(original_name="red.png").pk
