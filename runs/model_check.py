@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from lorapilot import workspace
 from lorapilot.models import User
 from models_registry import manifest
 from models_registry.manifest import Entry
-from models_registry.manifest_selectors import manifest_rows
-from models_registry.models import BaseModel
+from models_registry.manifest_selectors import installed_bytes, manifest_rows, target_of
+from models_registry.models import BaseModel, Pull
 from runs.planning import model_facts
 from runs.stacks.base import ModelFacts, Stack
 from runs.stacks.importing import read_toml, without_sections
+from runs.stacks.kohya import PART_KEYS
 
-KINDS = {"pretrained_model_name_or_path": "checkpoint", "vae": "vae"}
+# Each key of sd-scripts that names a model file, and what it is: the checkpoint, or a part by its role.
+KINDS = {"pretrained_model_name_or_path": "checkpoint", **PART_KEYS}
 # A repository on the Hugging Face hub, which the trainer would get itself: `owner/name`.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft")
@@ -33,7 +34,7 @@ class Item:
     value: str
     is_local_path: bool
     exists: bool | None
-    model_name: str  # of the manifest's entry that would bring it
+    model_name: str  # of the manifest's entry that would bring it; empty when it is here, elsewhere
     reason: str
 
     def as_json(self) -> dict[str, Any]:
@@ -83,16 +84,27 @@ def _item(kind: str, key: str, value: str) -> Item:
         reason = f"{value} is a Hugging Face id. Runs stay off the network: name a model of the models folder instead."
         return Item(kind, key, value, False, None, "", reason)
     entry = manifest.entry_for_file(value)
-    remedy = f"Pull {entry.name} on the Models page: it brings {Path(value).name}." if entry else "Put the file there."
-    return Item(
-        kind,
-        key,
-        value,
-        True,
-        False,
-        entry.name if entry else "",
-        f"There is no {value} in the models folder. {remedy}",
-    )
+    model_name, remedy = _remedy_of(entry, value) if entry else ("", "Put the file there.")
+    return Item(kind, key, value, True, False, model_name, f"There is no {value} in the models folder. {remedy}")
+
+
+def _remedy_of(entry: Entry, value: str) -> tuple[str, str]:
+    """The entry's name, when a pull would bring the file, and what to do. A pull puts it where the manifest says, or
+    where the last pull did; a configuration that looks elsewhere has to be changed, too."""
+    pull = Pull.objects.filter(name=entry.name).first()
+    path = target_of(entry, pull)
+    if installed_bytes(entry, pull) is not None:
+        return "", f"That file is at {path}: write this path instead."
+    remedy = f"Pull {entry.name} on the Models page: it brings {entry.file_name}"
+    return entry.name, f"{remedy}." if _is_at(value, path) else f"{remedy} to {path}: write this path instead."
+
+
+def _is_at(value: str, path: str) -> bool:
+    root = workspace.models()
+    try:
+        return workspace.inside(root, value) == workspace.inside(root, path)
+    except ValueError:
+        return False
 
 
 def _exists(value: str) -> bool:

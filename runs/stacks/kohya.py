@@ -131,6 +131,8 @@ FAMILIES: dict[str, Family] = {
         trains_text_encoders=False,
     ),
 }  # fmt: skip
+# The role of the file that each key names, of all families.
+PART_KEYS = {key: role for family in FAMILIES.values() for role, key in {**family.parts, **family.optional}.items()}
 UNUSED = ("save_best", "ema_decay")
 OFF_BY_ZERO = {"max_grad_norm"}  # left out, it would clip at 1
 ONLY_SD = ("min_snr_gamma", "noise_offset")  # of the diffusion loss; flow matching has neither

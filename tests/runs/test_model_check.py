@@ -5,7 +5,7 @@ from django.urls import reverse
 
 from lorapilot.models import Job
 from models_registry import manifest_selectors
-from models_registry.models import BaseModel
+from models_registry.models import BaseModel, Pull
 from runs.model_check import check_configuration, remedies
 from runs.stacks import STACKS
 from tests.factories import make_dataset
@@ -78,6 +78,55 @@ def test_missing_file_is_never_mapped_to_another_by_its_folder(workspace):
     assert item.reason == (
         "There is no checkpoints/nobody-knows-it.safetensors in the models folder. Put the file there."
     )
+
+
+@pytest.fixture
+def big_slow(settings, tmp_path):
+    settings.MODELS_MANIFEST = tmp_path / "manifest"
+    settings.MODELS_MANIFEST.write_text("big-slow|hf_file|a/b:big-slow.safetensors|test\n")
+
+
+def test_missing_file_that_a_pull_would_put_there(workspace, big_slow):
+    (item,) = check_configuration('pretrained_model_name_or_path = "test/big-slow.safetensors"')
+    assert (item.exists, item.model_name) == (False, "big-slow")
+    assert item.reason == (
+        "There is no test/big-slow.safetensors in the models folder. "
+        "Pull big-slow on the Models page: it brings big-slow.safetensors."
+    )
+
+
+@pytest.mark.parametrize("subdir", ["", "mine"])
+def test_file_that_lies_elsewhere_is_not_pulled_again(workspace, big_slow, subdir):
+    file = workspace / "models" / (subdir or "test") / "big-slow.safetensors"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    if subdir:
+        Pull.objects.create(name="big-slow", subdir=subdir)
+    (item,) = check_configuration('pretrained_model_name_or_path = "other/big-slow.safetensors"')
+    assert (item.exists, item.model_name) == (False, "")
+    assert item.reason == (
+        "There is no other/big-slow.safetensors in the models folder. "
+        f"That file is at {subdir or 'test'}/big-slow.safetensors: write this path instead."
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "role"),
+    [
+        ("vae", "vae"),
+        ("ae", "vae"),
+        ("clip_l", "clip_l"),
+        ("clip_g", "clip_g"),
+        ("t5xxl", "t5"),
+        ("gemma2", "llm"),
+        ("text_encoder", "llm"),
+        ("qwen3", "llm"),
+        ("byt5", "byt5"),
+    ],
+)
+def test_parts_of_a_model_are_checked_too(workspace, key, role):
+    (item,) = check_configuration(f'{key} = "nowhere/part.safetensors"')
+    assert (item.kind, item.key, item.exists) == (role, key, False)
 
 
 @pytest.fixture

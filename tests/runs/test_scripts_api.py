@@ -512,7 +512,8 @@ def test_model_check_names_the_model_that_brings_a_file_by_its_name_only(workspa
     known = check(api, 'pretrained_model_name_or_path = "/workspace/models/stable-diffusion/xl.safetensors"')["missing"]
     other = check(api, 'pretrained_model_name_or_path = "checkpoints/mine.safetensors"')["missing"]
     path = "/workspace/models/stable-diffusion/xl.safetensors"
-    reason = f"There is no {path} in the models folder. Pull xl on the Models page: it brings xl.safetensors."
+    remedy = "Pull xl on the Models page: it brings xl.safetensors to checkpoints/xl.safetensors"
+    reason = f"There is no {path} in the models folder. {remedy}: write this path instead."
     assert known == [item(value=path, exists=False, model_name="xl", reason=reason)]
     reason = "There is no checkpoints/mine.safetensors in the models folder. Put the file there."
     assert other == [item(value="checkpoints/mine.safetensors", exists=False, reason=reason)]
