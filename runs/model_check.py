@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,10 +43,12 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """An entry of the manifest that would bring what a trainer lacks for a model, and whether it is here already."""
+    """An entry of the manifest that would bring what is missing, where it goes, and whether it is here already."""
 
     name: str
-    title: str
+    role: str
+    title: str  # of the role
+    path: str  # in the models folder
     is_here: bool
 
 
@@ -57,7 +59,18 @@ def remedies(stack: Stack, base_model: BaseModel, user: User) -> list[Remedy]:
     if not refusal:
         return []
     entries = [entry for entry in manifest.load().entries if _would_help(entry, stack, facts, refusal)]
-    return [Remedy(row.name, row.entry.role_title, row.installed) for row in manifest_rows(user, entries)]
+    return _remedies(user, entries)
+
+
+def pulls_for(items: Iterable[Item], user: User) -> list[Remedy]:
+    """What could be pulled so that the files of a configuration are here."""
+    names = {item.model_name for item in items}
+    return _remedies(user, [entry for entry in manifest.load().entries if entry.name in names])
+
+
+def _remedies(user: User, entries: Iterable[Entry]) -> list[Remedy]:
+    rows = manifest_rows(user, entries)
+    return [Remedy(row.name, row.role, row.entry.role_title, row.path, row.installed) for row in rows]
 
 
 def _would_help(entry: Entry, stack: Stack, facts: ModelFacts, refusal: str) -> bool:

@@ -48,6 +48,7 @@ def test_form_offers_a_pull_to_staff_and_says_who_can_to_others(flux, staff, ali
     name = remedies(STACKS["kohya"], flux, staff)[0].name
     page = client_of(staff).post(reverse("runs:preview"), chosen).content.decode()
     assert f'hx-post="{reverse("models:pull", args=[name])}"' in page
+    assert '<span class="mono">vae/ae.safetensors</span> <span class="muted">in the models folder' in page
 
 
 def test_pull_beside_the_form_answers_with_a_line(flux, staff, alice, client_of):
