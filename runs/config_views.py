@@ -13,10 +13,12 @@ from datasets.models import Dataset, DatasetVersion
 from datasets.selectors import current_files, version_files
 from lorapilot.access import get_visible, signed_in
 from lorapilot.errors import UserError
+from lorapilot.models import User
 from runs import services, trainpilot
 from runs.cloning import as_typed, run_form
 from runs.configs import Brought, configuration, configuration_of, read_configuration
 from runs.forms import OWN, RunForm
+from runs.model_check import check_configuration, pulls_for
 from runs.models import Run
 from runs.planning import plan_run
 from runs.spec import OPTIONS
@@ -135,9 +137,9 @@ def run_on(request: HttpRequest, run_id: int) -> HttpResponse:
 def base_config(request: HttpRequest) -> HttpResponse:
     """TrainPilot's base configuration of the signed-in user."""
     user = signed_in(request)
-    context: dict[str, Any] = {"content": trainpilot.base_text(user)}
     if request.method == "GET":
-        return render(request, "runs/base_config.html", context)
+        content = trainpilot.base_text(user)
+        return render(request, "runs/base_config.html", {"content": content, **_checked(content, user)})
     if request.POST.get("reset"):
         trainpilot.reset_base(user)
         messages.success(request, "The base configuration is the documented one again.")
@@ -152,3 +154,12 @@ def base_config(request: HttpRequest) -> HttpResponse:
     for note in read.notes:
         messages.warning(request, note)
     return redirect("runs:base_config")
+
+
+def _checked(content: str, user: User) -> dict[str, Any]:
+    """What it names of model files that runs would not find, and what could be pulled."""
+    try:
+        items = check_configuration(content)
+    except UserError:  # the form tells that when it is saved
+        return {}
+    return {"wanting": [item for item in items if item.reason], "remedies": pulls_for(items, user)}

@@ -87,6 +87,25 @@ def big_slow(settings, tmp_path):
     settings.MODELS_MANIFEST.write_text("big-slow|hf_file|a/b:big-slow.safetensors|test\n")
 
 
+def base_page(client, content):
+    client.post(reverse("runs:base_config"), {"content": content})
+    return client.get(reverse("runs:base_config")).content.decode()
+
+
+def test_base_configuration_shows_what_is_missing_and_staff_pull_it(workspace, big_slow, staff, alice, client_of):
+    names_it = 'pretrained_model_name_or_path = "test/big-slow.safetensors"'
+    page = base_page(client_of(staff), names_it)
+    assert "There is no test/big-slow.safetensors in the models folder." in page
+    assert f'hx-post="{reverse("models:pull", args=["big-slow"])}"' in page
+    page = base_page(client_of(alice), names_it)
+    assert "Staff can pull it." in page
+    assert "hx-post" not in page
+
+
+def test_base_configuration_without_missing_files_shows_no_check(workspace, alice, client_of):
+    assert "Model files that it names" not in base_page(client_of(alice), "seed = 7")
+
+
 def test_missing_file_that_a_pull_would_put_there(workspace, big_slow):
     (item,) = check_configuration('pretrained_model_name_or_path = "test/big-slow.safetensors"')
     assert (item.exists, item.model_name) == (False, "big-slow")
