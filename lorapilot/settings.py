@@ -277,6 +277,7 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "SCHEMA_PATH_PREFIX": "/api/v1/",
     "ENUM_NAME_OVERRIDES": {
+        "OnOff": "datasets.quality_forms.ON_OFF",
         "JobStatus": "lorapilot.models.JobStatus",
         "PartState": "runs.enums.PartState",
         "RunStatus": "runs.enums.Status",
