@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Any
 
 from django.db.models import QuerySet
 from django.http import HttpResponse, HttpResponseBase
@@ -24,7 +25,9 @@ from runs import comparison, fleet, logfile, parts, publishing, selectors, servi
 from runs.device_history import MOST_HOURS, history_of
 from runs.enums import Priority, Profile, Status
 from runs.files import send_checkpoint, send_sample
+from runs.model_check import remedies
 from runs.models import Checkpoint, Host, Run
+from runs.preview import Preview, Submission, preview_submission
 from runs.serializers import (
     AttemptSerializer,
     BatchSerializer,
@@ -42,6 +45,8 @@ from runs.serializers import (
     QueueSerializer,
     ResumeSerializer,
     RetrySerializer,
+    RunCheckedSerializer,
+    RunCheckSerializer,
     RunEventSerializer,
     RunSerializer,
     SampleSerializer,
@@ -88,6 +93,22 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
         given = valid(SubmitSerializer(data=request.data, context={"request": request}))
         run = services.submit_run(signed_in(request), values=given.pop("settings"), **given)
         return self._answer(run, status=HTTPStatus.CREATED)
+
+    @extend_schema(request=RunCheckSerializer, responses=RunCheckedSerializer, filters=False)
+    @action(detail=False, methods=["post"], pagination_class=None)
+    def check(self, request: Request) -> Response:
+        """What would be trained, or what the trainer lacks for this base model. Nothing is queued."""
+        given = valid(RunCheckSerializer(data=request.data, context={"request": request}))
+        del given["priority"]
+        source, values = given.pop("dataset"), given.pop("settings")
+        asked = Submission(user=signed_in(request), source=source, values=values, **given)
+        found = preview_submission(asked)
+        if found.refusal and found.refusal.field not in ("base_model", "stack"):
+            raise found.refusal
+        refusal = found.refusal.message if found.refusal else ""
+        # Also for a trainer that is not installed: what it would lack after that.
+        missing = remedies(STACKS[asked.stack], asked.base_model, asked.user) if refusal else []
+        return Response(RunCheckedSerializer({"refusal": refusal, "missing": missing, "plan": _planned(found)}).data)
 
     @extend_schema(request=BatchSerializer, responses={201: RunSerializer(many=True)}, filters=False)
     @action(detail=False, methods=["post"], pagination_class=None)
@@ -360,6 +381,28 @@ class ServiceListView(APIView):
     def get(self, request: Request) -> Response:
         """The parts of the installation and how each of them is. Folders, processes and commands are for staff."""
         return Response(PartSerializer(parts.list_parts(signed_in(request)), many=True).data)
+
+
+def _planned(found: Preview) -> dict[str, Any] | None:
+    """The figures that stand beside the run form."""
+    plan = found.plan
+    if plan is None:
+        return None
+    return {
+        "spec": plan.spec.as_values(),
+        "steps": plan.spec.steps,
+        "epochs": plan.epochs,
+        "updates_per_epoch": plan.updates_per_epoch,
+        "images": plan.images,
+        "repeats": plan.spec.repeats,
+        "device": plan.device,
+        "expected_seconds": found.seconds,
+        "memory_bytes": found.memory_bytes,
+        "needed_bytes": found.needed_bytes,
+        "free_bytes": found.free_bytes,
+        "notes": plan.notes,
+        "not_expressed": plan.not_expressed,
+    }
 
 
 def _whole_number(request: Request, name: str, *, default: int = 0) -> int:

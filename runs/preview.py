@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
@@ -10,6 +11,7 @@ from django.conf import settings
 
 from datasets.models import Dataset, DatasetVersion
 from lorapilot.errors import UserError
+from lorapilot.models import User
 from models_registry.models import BaseModel
 from runs import disk, planning
 from runs.enums import DeviceKind
@@ -26,6 +28,21 @@ KOHYA_STEP = 64  # see stacks/kohya.py
 KOHYA_BUCKETS = {"min_bucket_reso": "minimum", "max_bucket_reso": "maximum", "bucket_reso_steps": "step"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What would be submitted: by the form, or by a call."""
+
+    user: User
+    source: Dataset | DatasetVersion
+    base_model: BaseModel
+    stack: str
+    profile: str
+    values: dict[str, Any]
+    options: Mapping[str, Any]
+    output_name: str = ""
+    varied: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Planned:
     """One run of the submission."""
@@ -38,6 +55,7 @@ class Planned:
 class Preview:
     runs: list[Planned] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    refusal: UserError | None = None  # of the plan, whose message is among the errors
     stack: str = "builtin"
     base_model: BaseModel | None = None
     remedies: list[Remedy] = field(default_factory=list)  # what could be pulled so that the trainer can use the model
@@ -112,24 +130,41 @@ class Preview:
 
 def preview_of(form: RunForm) -> Preview:
     """Of a cleaned form, valid or not."""
-    found = Preview(errors=_mistyped(form), are_many=bool(form.varied()))
     chosen = form.cleaned_data
-    found.stack, found.base_model = chosen.get("stack") or "builtin", chosen.get("base_model")
-    if isinstance(chosen.get("dataset"), Dataset):
-        found.dataset = chosen["dataset"]
-    if not found.errors and chosen.get("dataset") and chosen.get("base_model"):
-        try:
-            found.runs = _plan_all(form)
-        except UserError as error:
-            name = OPTIONS[error.field].label if found.are_many and error.field in OPTIONS else ""
-            found.remedies = _remedies(form) if error.field == "base_model" else []
-            found.errors.append(error.message if not name or name in error.message else f"{name}: {error.message}")
+    stack, dataset, base_model = chosen.get("stack") or "builtin", chosen.get("dataset"), chosen.get("base_model")
+    errors = _mistyped(form)
+    if errors or not dataset or not base_model:
+        found = Preview(errors=errors, stack=stack, base_model=base_model, are_many=bool(form.varied()))
+        found.dataset = dataset if isinstance(dataset, Dataset) else None
+        return found
+    return preview_submission(
+        Submission(
+            user=form.user,
+            source=dataset,
+            base_model=base_model,
+            stack=stack,
+            profile=chosen.get("profile", ""),
+            values=form.values(),
+            options=form.options(),
+            output_name=chosen.get("output_name") or "",
+            varied=form.varied(),
+        )
+    )
+
+
+def preview_submission(asked: Submission) -> Preview:
+    """Its runs, or the error and what would bring what is missing."""
+    found = Preview(stack=asked.stack, base_model=asked.base_model, are_many=bool(asked.varied))
+    found.dataset = asked.source if isinstance(asked.source, Dataset) else None
+    try:
+        found.runs = _plan_all(asked)
+    except UserError as error:
+        found.refusal = error
+        name = OPTIONS[error.field].label if found.are_many and error.field in OPTIONS else ""
+        if error.field == "base_model":
+            found.remedies = remedies(STACKS[asked.stack], asked.base_model, asked.user)
+        found.errors.append(error.message if not name or name in error.message else f"{name}: {error.message}")
     return found
-
-
-def _remedies(form: RunForm) -> list[Remedy]:
-    stack = STACKS[form.cleaned_data.get("stack") or "builtin"]
-    return remedies(stack, form.cleaned_data["base_model"], form.user)
 
 
 def _mistyped(form: RunForm) -> list[str]:
@@ -144,23 +179,22 @@ def _pictures(source: Dataset | DatasetVersion) -> list[dict[str, Any]]:
     return [dict(picture) for picture in source.pictures.values("caption", "repeats")]
 
 
-def _plan_all(form: RunForm) -> list[Planned]:
-    chosen = form.cleaned_data
-    pictures = _pictures(chosen["dataset"])
-    base_name = chosen.get("output_name") or "…"
+def _plan_all(asked: Submission) -> list[Planned]:
+    pictures = _pictures(asked.source)
+    base_name = asked.output_name or "…"
     return [
         Planned(
             f"{base_name}{one.suffix}",
             planning.plan_run(
                 pictures=pictures,
-                base_model=chosen["base_model"],
+                base_model=asked.base_model,
                 profile=one.profile,
                 values=one.values,
-                stack=chosen.get("stack") or "builtin",
-                options=form.options(),
-                base=base_of(form.user) if one.profile else None,
-                trigger_word=chosen["dataset"].trigger_word,
+                stack=asked.stack,
+                options=asked.options,
+                base=base_of(asked.user) if one.profile else None,
+                trigger_word=asked.source.trigger_word,
             ),
         )
-        for one in planning.variations(chosen.get("profile", ""), form.values(), form.varied())
+        for one in planning.variations(asked.profile, asked.values, asked.varied)
     ]

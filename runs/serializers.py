@@ -103,6 +103,44 @@ class SubmitSerializer(serializers.Serializer[Any]):
             self.fields["dataset"].queryset = Dataset.objects.visible_to(request.user)  # type: ignore[attr-defined]
 
 
+class RunCheckSerializer(SubmitSerializer):
+    """The same, before it is submitted: it needs no name yet."""
+
+    output_name = serializers.CharField(max_length=100, required=False, default="", allow_blank=True)
+
+
+class RemedySerializer(serializers.Serializer[Any]):
+    name = serializers.CharField(help_text="Of the manifest: POST /api/v1/models/manifest/<name>/pull/ brings it.")
+    role = serializers.CharField()
+    title = serializers.CharField()
+    path = serializers.CharField(help_text="Where it goes, or is, in the models folder.")
+    is_here = serializers.BooleanField(help_text="Then it only has to be added to the base model.")
+
+
+class RunPlanSerializer(serializers.Serializer[Any]):
+    spec = serializers.DictField(help_text="Every setting, as it would be trained.")
+    steps = serializers.IntegerField()
+    epochs = serializers.FloatField()
+    updates_per_epoch = serializers.IntegerField()
+    images = serializers.IntegerField()
+    repeats = serializers.IntegerField()
+    device = serializers.CharField()
+    expected_seconds = serializers.FloatField(allow_null=True, help_text="null: no run like it has been measured yet.")
+    memory_bytes = serializers.IntegerField(allow_null=True, help_text="Of the device, about; null: not known.")
+    needed_bytes = serializers.IntegerField(help_text="On the disk, at most.")
+    free_bytes = serializers.IntegerField(help_text="On the disk, above its floor.")
+    notes = serializers.ListField(child=serializers.CharField())
+    not_expressed = serializers.ListField(
+        child=serializers.CharField(), help_text="A sentence for each setting that the trainer has nothing for."
+    )
+
+
+class RunCheckedSerializer(serializers.Serializer[Any]):
+    refusal = serializers.CharField(help_text="Why the trainer cannot train this base model; empty: it can.")
+    missing = RemedySerializer(many=True, help_text="Models of the manifest that would bring what it lacks.")
+    plan = RunPlanSerializer(allow_null=True)
+
+
 class BatchSerializer(SubmitSerializer):
     """Several new runs: one for each combination of the values in `varied`, named `output_name` and what is its own."""
 

@@ -7,8 +7,9 @@ from lorapilot.models import Job
 from models_registry import manifest_selectors
 from models_registry.models import BaseModel, Pull
 from runs.model_check import check_configuration, remedies
+from runs.models import Run
 from runs.stacks import STACKS
-from tests.factories import make_dataset
+from tests.factories import make_base_model, make_dataset
 
 pytestmark = pytest.mark.django_db
 
@@ -79,6 +80,45 @@ def test_missing_file_is_never_mapped_to_another_by_its_folder(workspace):
     assert item.reason == (
         "There is no checkpoints/nobody-knows-it.safetensors in the models folder. Put the file there."
     )
+
+
+CHECK = "/api/v1/runs/check/"
+
+
+def test_check_of_a_run_tells_what_would_be_trained(workspace, alice, api_of):
+    dataset, model = make_dataset(alice), make_base_model()
+    asked = {"dataset": dataset.pk, "base_model": model.pk, "profile": "quick_test", "settings": {"repeats": 2}}
+    answer = api_of(alice).post(CHECK, asked, format="json")
+    assert answer.status_code == 200
+    found = answer.json()
+    assert (found["refusal"], found["missing"]) == ("", [])
+    plan = found["plan"]
+    assert (plan["images"], plan["repeats"], plan["spec"]["rank"]) == (3, 2, 32)
+    assert plan["steps"] == plan["spec"]["steps"] == plan["epochs"] * plan["updates_per_epoch"]
+    assert plan["needed_bytes"] > 0
+    assert set(plan) >= {"memory_bytes", "free_bytes", "expected_seconds", "notes", "not_expressed", "device"}
+    assert not Run.objects.exists()
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_check_of_a_run_tells_what_the_trainer_lacks(flux, staff, api_of, request, is_installed):
+    if is_installed:
+        request.getfixturevalue("kohya")
+    asked = {"dataset": make_dataset(staff).pk, "base_model": flux.pk, "stack": "kohya"}
+    found = api_of(staff).post(CHECK, asked, format="json").json()
+    assert found["plan"] is None
+    assert found["refusal"]
+    vae = {"name": "flux-ae", "role": "vae", "title": "VAE", "path": "vae/ae.safetensors", "is_here": False}
+    assert vae in found["missing"]
+
+
+def test_check_of_a_run_refuses_as_the_submission_does(workspace, alice, charlie, api_of):
+    dataset, model = make_dataset(alice), make_base_model()
+    asked = {"dataset": dataset.pk, "base_model": model.pk, "settings": {"steps": -1}}
+    answer = api_of(alice).post(CHECK, asked, format="json")
+    assert (answer.status_code, answer.json()["detail"]) == (400, "Steps must be at least 1.")
+    assert api_of(charlie).post(CHECK, asked | {"settings": {}}, format="json").status_code == 400
+    assert api_of(alice, "read").post(CHECK, asked, format="json").status_code == 403
 
 
 @pytest.fixture
