@@ -59,3 +59,14 @@ ATTACHABLE_AS_FOLDER = (Role.VAE, Role.T5, Role.LLM)
 def describe_role(role: str) -> str:
     """What people call the role, e.g. “CLIP-L text encoder”. Raises ValueError for an unknown one."""
     return str(Role(role).label)
+
+
+def role_within(role: str) -> str:
+    """The same within a sentence: “language model”, but “VAE” and “ByT5 text encoder”. Raises ValueError."""
+    first, *others = describe_role(role).split()
+    return " ".join([first.lower() if first[1:].islower() else first, *others])
+
+
+def describe_architecture(architecture: str) -> str:
+    """What people call it, e.g. “FLUX.1”; one that has no name here as it is written."""
+    return str(Architecture(architecture).label) if architecture in Architecture.values else architecture

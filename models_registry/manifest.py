@@ -21,7 +21,7 @@ from django.conf import settings
 
 from lorapilot import workspace
 from lorapilot.errors import Missing
-from models_registry.enums import ATTACHABLE, Architecture, describe_role
+from models_registry.enums import ATTACHABLE, describe_architecture, describe_role
 from models_registry.recognition import is_pickle
 
 Kind = Literal["hf_file", "hf_repo", "url"]
@@ -105,9 +105,7 @@ class Entry:
     @property
     def family(self) -> str:
         """The architecture as people call it."""
-        if self.architecture in Architecture.values:
-            return str(Architecture(self.architecture).label)
-        return self.architecture
+        return describe_architecture(self.architecture)
 
     @property
     def stack_titles(self) -> list[str]:

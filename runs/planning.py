@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from django.utils.text import get_text_list
+
 from lorapilot.errors import Refusals, UserError
+from models_registry.enums import describe_architecture
 from models_registry.models import BaseModel
 from models_registry.selectors import component_paths
 from runs import disk, profiles
@@ -66,7 +69,8 @@ def plan_run(
     if refused := trainer.refusal(model_facts(base_model)):
         raise UserError(refused, field="base_model")
     if profile and stack not in GUIDED:
-        raise UserError(f"Profiles are for {' and '.join(sorted(GUIDED))} only.", field="profile")
+        names = get_text_list([get_stack(key).name for key in sorted(GUIDED)], "and")
+        raise UserError(f"Profiles are for {names} only.", field="profile")
     if not pictures:
         raise UserError("This dataset has no pictures yet: add some first.", field="dataset")
     device = best_device()
@@ -120,7 +124,10 @@ def _options(
             f"{key} of your base configuration has no counterpart in {trainer.name}." for key in of_base
         ]
     kept = {key: value for key, value in of_base.items() if table.options[key].suits(architecture)}
-    unused = [f"{key} of your base configuration is not for {architecture}." for key in of_base.keys() - kept.keys()]
+    unused = [
+        f"{key} of your base configuration is not for {describe_architecture(architecture)}."
+        for key in of_base.keys() - kept.keys()
+    ]
     return check_options(table, kept | dict(given), architecture=architecture), unused
 
 

@@ -30,6 +30,7 @@ from urllib.parse import quote
 from lora_trainer.safetensors_header import HeaderError, read_header
 from lorapilot import workspace
 from lorapilot.errors import UserError
+from models_registry.enums import role_within
 from runs import logfile
 from runs.enums import DeviceKind, Status
 from runs.spec import RunSpec
@@ -335,7 +336,10 @@ def _check_parts(job: TrainingJob) -> None:
 def _unused_parts(job: TrainingJob) -> list[str]:
     family = FAMILIES[job.architecture]
     files = [role for role in family.folders if role in job.parts and not job.parts[role].is_dir()]
-    return [f"The {role} file of the model is not used: AI Toolkit reads it from a diffusers folder." for role in files]
+    return [
+        f"The {role_within(role)} file of the model is not used: AI Toolkit reads it from a diffusers folder."
+        for role in files
+    ]
 
 
 # --- The configuration ------------------------------------------------------------------------------------------------

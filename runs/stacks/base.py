@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from django.utils.text import get_text_list
+
+from models_registry.enums import Architecture, describe_architecture, role_within
 from runs.enums import DeviceKind, Status
 from runs.spec import DEFAULTS, OPTIONS, RunSpec
 from runs.stacks.option_table import OptionTable
@@ -344,10 +347,10 @@ def wrong_architecture(stack: Stack, model: ModelFacts) -> str:
     """A sentence when `stack` does not train models of this kind."""
     if model.architecture in stack.architectures:
         return ""
-    return (
-        f"{stack.name} cannot train {model.name}: it is {model.architecture}. "
-        f"Choose a model that is {' or '.join(sorted(stack.architectures))}."
-    )
+    kind = describe_architecture(model.architecture)
+    own = "it is of no known kind" if model.architecture == Architecture.UNKNOWN else f"its kind is {kind}"
+    trained = get_text_list([describe_architecture(one) for one in sorted(stack.architectures)], "or")
+    return f"{stack.name} cannot train {model.name}: {own}. Choose a model of {trained}."
 
 
 ATTACH = "under “Other files it is trained with” on its page"
@@ -356,7 +359,9 @@ ATTACH = "under “Other files it is trained with” on its page"
 def without_parts(stack_name: str, model: ModelFacts, wanted: Iterable[str]) -> str:
     """A sentence when `model` lacks files of these roles."""
     if missing := sorted(set(wanted) - model.parts):
-        return f"{model.name} has no {' and no '.join(missing)} for {stack_name}: add the files {ATTACH}."
+        titles = get_text_list([role_within(role) for role in missing], "or")
+        files = "the files" if len(missing) > 1 else "the file"
+        return f"{model.name} has no {titles} for {stack_name}: add {files} {ATTACH}."
     return ""
 
 

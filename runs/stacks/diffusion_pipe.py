@@ -27,6 +27,7 @@ import toml
 
 from lorapilot import workspace
 from lorapilot.errors import UserError
+from models_registry.enums import describe_architecture
 from runs import logfile
 from runs.enums import DeviceKind, Status
 from runs.spec import OPTIONS, RunSpec, convert
@@ -238,7 +239,8 @@ def _other_ways(spec: RunSpec) -> list[str]:
 def _refuse_lokr(job: TrainingJob) -> None:
     if job.options.get("adapter.type") == "lokr" and not FAMILIES[job.architecture].has_lokr:
         raise UserError(
-            f"Diffusion Pipe cannot save a LoKr of {job.architecture}: set the option adapter.type to lora."
+            f"Diffusion Pipe cannot save a LoKr of {describe_architecture(job.architecture)}: "
+            "set the option adapter.type to lora."
         )
 
 

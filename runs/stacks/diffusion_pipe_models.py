@@ -12,6 +12,7 @@ from typing import Any
 
 from lorapilot import workspace
 from lorapilot.errors import UserError
+from models_registry.enums import role_within
 from runs.stacks.base import ATTACH, ModelFacts, TrainingJob, hub_snapshots, without_parts
 
 
@@ -99,8 +100,9 @@ def refusal_of(model: ModelFacts) -> str:
         return f"Diffusion Pipe reads {model.name} from a diffusers folder, not from a single file: register that one."
     if family.pipeline_of and family.pipeline_of not in model.parts:
         return (
-            f"{model.name} has no {family.pipeline_of} for Diffusion Pipe: add the folder of that text encoder in a "
-            f"diffusers folder of {family.pipeline} {ATTACH}. The VAE and the tokenizers are read from there, too."
+            f"{model.name} has no {role_within(family.pipeline_of)} for Diffusion Pipe: add the folder of that text "
+            f"encoder in a diffusers folder of {family.pipeline} {ATTACH}. "
+            "The VAE and the tokenizers are read from there, too."
         )
     parts = family.folder_parts if model.layout == "folder" else family.parts
     if lacking := without_parts("Diffusion Pipe", model, [*parts, *family.encoders]):
@@ -141,7 +143,7 @@ def model_files(job: TrainingJob) -> dict[str, Any]:
 def _part(job: TrainingJob, role: str) -> Path:
     family = FAMILIES[job.architecture]
     if role not in job.parts:
-        raise UserError(f"The base model has no {role} any more: add the file {ATTACH}.")
+        raise UserError(f"The base model has no {role_within(role)} any more: add the file {ATTACH}.")
     path = job.parts[role]
     if role in family.complete:
         return _complete_folder(path, role)
@@ -154,8 +156,8 @@ def _complete_folder(path: Path, role: str) -> Path:
     folder = path if path.is_dir() else path.parent
     if not (folder / "config.json").is_file() or not any(folder.glob("tokenizer*")):
         raise UserError(
-            f"Diffusion Pipe loads the {role} of this model from a folder with its config.json and its tokenizer. "
-            f"Put them into {folder.name}, beside the weights."
+            f"Diffusion Pipe loads the {role_within(role)} of this model from a folder with its config.json and its "
+            f"tokenizer. Put them into {folder.name}, beside the weights."
         )
     return folder
 
@@ -163,7 +165,9 @@ def _complete_folder(path: Path, role: str) -> Path:
 def _only_file(folder: Path, role: str) -> Path:
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
-        raise UserError(f"Diffusion Pipe reads the {role} of this model from one .safetensors file: add that one.")
+        raise UserError(
+            f"Diffusion Pipe reads the {role_within(role)} of this model from one .safetensors file: add that one."
+        )
     return files[0]
 
 

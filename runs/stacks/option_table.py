@@ -18,7 +18,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from django.utils.text import get_text_list
+
 from lorapilot.errors import Refusals, UserError
+from models_registry.enums import describe_architecture
 from runs import spec
 
 FOLDER = Path(__file__).resolve().parent / "options"
@@ -161,8 +164,9 @@ def _usable(table: OptionTable, key: str, architecture: str) -> StackOption:
     if refusal := refusal_of(option):
         raise UserError(refusal, field=option.field_name)
     if not option.suits(architecture):
-        suited = ", ".join(sorted(option.architectures))
-        raise UserError(f"{key} is for {suited} only, and the model is {architecture}.", field=option.field_name)
+        suited = get_text_list([describe_architecture(one) for one in sorted(option.architectures)], "and")
+        kind = describe_architecture(architecture)
+        raise UserError(f"{key} is for {suited} only, and the model's kind is {kind}.", field=option.field_name)
     return option
 
 

@@ -271,11 +271,11 @@ def texts_of(value):
         (ModelFacts("m", "sdxl", "folder"), ""),
         (ModelFacts("m", "wan", "folder"), ""),
         (ModelFacts("m", "hidream", "folder", frozenset({"llm"})), ""),
-        (ModelFacts("m", "ltx", "folder"), "AI Toolkit cannot train m: it is ltx."),
-        (ModelFacts("m", "unknown", "folder"), "AI Toolkit cannot train m: it is unknown."),
+        (ModelFacts("m", "ltx", "folder"), "AI Toolkit cannot train m: its kind is LTX-Video."),
+        (ModelFacts("m", "unknown", "folder"), "AI Toolkit cannot train m: it is of no known kind."),
         (ModelFacts("m", "flux", "file"), "AI Toolkit reads models of this kind from a diffusers folder"),
         (ModelFacts("m", "chroma", "folder"), "AI Toolkit reads models of this kind from a single file"),
-        (ModelFacts("m", "hidream", "folder"), "m has no llm for AI Toolkit: add the files under"),
+        (ModelFacts("m", "hidream", "folder"), "m has no language model for AI Toolkit: add the file under"),
         (ModelFacts("m", "sdxl", "file"), "AI Toolkit takes stabilityai/stable-diffusion-xl-base-1.0 from"),
         (ModelFacts("m", "chroma", "file"), "AI Toolkit takes ostris/Flex.1-alpha from Hugging Face for this"),
     ],
@@ -361,7 +361,7 @@ def test_settings_without_a_counterpart_are_named(architecture, values, sentence
 def test_vae_in_a_single_file_is_said_to_be_left_out(workspace, installed, tmp_path):
     job = job_of(tmp_path / "cat", parts={"vae": Path("/workspace/models/vae.safetensors")})
     plan = STACK.compile(job)
-    assert plan.not_expressed == ["The vae file of the model is not used: AI Toolkit reads it from a diffusers folder."]
+    assert plan.not_expressed == ["The VAE file of the model is not used: AI Toolkit reads it from a diffusers folder."]
     assert "vae_path" not in process_of(plan)["model"]
 
 

@@ -165,9 +165,9 @@ def test_several_devices_are_launched_by_accelerate_with_every_flag(workspace, t
 @pytest.mark.parametrize(
     ("facts", "sentence"),
     [
-        (ModelFacts("Flux", "flux", "file", frozenset({"clip_l"})), "Flux has no t5 and no vae for Kohya"),
+        (ModelFacts("Flux", "flux", "file", frozenset({"clip_l"})), "Flux has no T5 text encoder or VAE for Kohya"),
         (ModelFacts("Flux", "flux", "folder"), "Kohya sd-scripts reads Flux from a single file"),
-        (ModelFacts("Wan", "wan", "file"), "Kohya sd-scripts cannot train Wan: it is wan."),
+        (ModelFacts("Wan", "wan", "file"), "Kohya sd-scripts cannot train Wan: its kind is Wan 2.1."),
         (
             ModelFacts("Flux", "flux", "file", frozenset({"clip_l", "t5", "vae"})),
             "Kohya sd-scripts needs more files for Flux: get tokenizer-t5-xxl",

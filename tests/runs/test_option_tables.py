@@ -252,7 +252,7 @@ def test_what_names_a_path_is_never_open(name):
         ({"sigmoid_scale": "nan"}, "sigmoid_scale", "Sigmoid scale is a finite number."),
         ({"loss_type": "mse"}, "loss_type", "Loss: 'mse' is none of l1, l2, huber, smooth_l1."),
         ({"color_aug": "yes"}, "color_aug", "Change colours at random is true or false."),
-        ({"clip_skip": 2}, "clip_skip", "clip_skip is for sd15 only, and the model is flux."),
+        ({"clip_skip": 2}, "clip_skip", "clip_skip is for Stable Diffusion 1.5 only, and the model's kind is FLUX.1."),
         ({"metadata_author": 3}, "metadata_author", "Author is a text."),
         ({"metadata_license": "<b>"}, "metadata_license", "Licence does not look like 'CC-BY-4.0'."),
         (
