@@ -21,6 +21,7 @@ import json
 import os
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -38,6 +39,7 @@ from lorapilot.outbound import Connection, Interrupted, Place, find_place
 MOST_REDIRECTS = 5
 MOST_JSON_BYTES = 32 * 1024**2
 MOST_STARTS = 3  # of one file that turns out to be another one each time
+MOST_ENDS = 3  # at the same byte, before it was all
 CHUNK_BYTES = 1024**2
 PAUSES = (1, 2, 5, 10, 30)  # seconds before another try; what has arrived starts them anew
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
@@ -65,6 +67,7 @@ class Remote:
     size: int
     sha256: str = ""
     git_sha1: str = ""  # of a small file on the hub: git's name of its content
+    is_of_manifest: bool = False  # the checksum is written in the manifest, the server knows nothing of it
 
 
 # --- Who may be asked -------------------------------------------------------------------------------------------------
@@ -144,6 +147,7 @@ class Client:
         headers = {"Range": f"bytes={part.size}-", "If-Range": part.etag} if part.size and part.etag else {}
         with self._ask(remote.url, headers) as response:
             if not _goes_on(response, part, remote):
+                _refuse_shorter(response, part, remote)
                 part.restart(response.headers.get("ETag", ""))
                 _refuse_other_size(response, remote)
             while chunk := self._read(response):
@@ -153,6 +157,7 @@ class Client:
                 with self._lock:
                     self.received += len(chunk)
         if part.size < remote.size:
+            part.note_end()
             raise Interrupted(f"The connection to {urlsplit(remote.url).hostname} broke.")
 
     def _read(self, response: http.client.HTTPResponse) -> bytes:
@@ -273,6 +278,21 @@ def _goes_on(response: http.client.HTTPResponse, part: _Part, remote: Remote) ->
     return response.headers.get("Content-Range") == begins and response.headers.get("ETag") in (part.etag, None)
 
 
+def _refuse_shorter(response: http.client.HTTPResponse, part: _Part, remote: Remote) -> None:
+    """What is there is all that the server has: it says so when it is asked for the rest."""
+    total = response.headers.get("Content-Range", "").rpartition("/")[2]
+    if response.status != HTTPStatus.OK and total == str(part.size):
+        raise _sent_less(remote, part.size)
+
+
+def _sent_less(remote: Remote, sent: int) -> UserError:
+    server = urlsplit(remote.url).hostname
+    return UserError(
+        f"{server} announced {remote.size:,} bytes and sent {sent:,}: the file there is not what it is said to be. "
+        "Tell whoever runs that server, or name another source in the manifest."
+    )
+
+
 def _refuse_other_size(response: http.client.HTTPResponse, remote: Remote) -> None:
     if response.status != HTTPStatus.OK:
         raise Interrupted("The server has another file by now.")
@@ -301,6 +321,7 @@ class _Part:
         self.size = 0
         self.etag = ""
         self.starts = 0
+        self.ends: Counter[tuple[str, int]] = Counter()
         self.digests = _Digests(remote)
 
     @classmethod
@@ -341,6 +362,13 @@ class _Part:
         self.etag = etag if is_strong(etag) else ""
         self.etag_path.write_text(self.etag)
 
+    def note_end(self) -> None:
+        """The server closed before everything was there. Raises UserError when it always does so at the same byte."""
+        end = self.etag, self.size
+        self.ends[end] += 1
+        if self.ends[end] >= MOST_ENDS:
+            raise _sent_less(self.remote, self.size)
+
     def _empty(self) -> None:
         self.file.seek(0)
         self.file.truncate()
@@ -366,8 +394,14 @@ class _Part:
         """Raises UserError, and starts over next time, when the content is not what it should be."""
         if self.digests.match(self.remote):
             return
+        found = self.digests.sha256.hexdigest() if self.digests.sha256 else ""
         self._empty()
         self.etag_path.unlink(missing_ok=True)
+        if self.remote.is_of_manifest:
+            raise UserError(
+                f"{self.path.stem} does not have the checksum that the manifest names: its sha256 is {found}. "
+                "Check the manifest's line; if that is right, the server has another file."
+            )
         raise UserError(f"{self.path.stem} arrived damaged: its checksum is not the expected one. Pull it again.")
 
     def become(self, target: Path) -> None:

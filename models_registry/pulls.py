@@ -203,7 +203,8 @@ def _ask_for_files(client: Client, entry: Entry, tell: Tell) -> Source:
 
 def _source_of(client: Client, entry: Entry) -> Source:
     if entry.kind == "url":
-        remote = Remote(entry.source.partition("#")[0], client.size(entry.source), sha256=entry.sha256)
+        size, is_named = client.size(entry.source), bool(entry.sha256)
+        remote = Remote(entry.source.partition("#")[0], size, sha256=entry.sha256, is_of_manifest=is_named)
         return Source({entry.file_name: remote})
     answer = client.json(f"{settings.HF_ENDPOINT}/api/models/{entry.repository}?blobs=true")
     try:

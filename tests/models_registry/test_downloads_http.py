@@ -138,6 +138,18 @@ def test_fetch_refuses_more_than_announced(hub, models):
     assert (models / "vae" / "model.safetensors.part").stat().st_size <= HALF
 
 
+@pytest.mark.parametrize("fault", [{}, {"ignores_range": True}, {"etag": 'W/"1"'}])
+def test_fetch_tells_how_many_bytes_too_many_were_announced(hub, models, fault):
+    """Whether the server goes on where the rest is asked for, or begins anew each time: soon, and with the numbers."""
+    remote = remote_of(hub, size=len(BODY) + 5)
+    hub.faults["model.safetensors"] = [fault | {"length": len(BODY) + 5} for _ in range(9)]
+    if not fault:
+        hub.faults["model.safetensors"][1:] = []
+    with pytest.raises(UserError, match=r"127[.]0[.]0[.]1 announced 3,000,005 bytes and sent 3,000,000: the file"):
+        fetch(hub, models, remote)
+    assert len(hub.requests_of("model.safetensors")) == (3 if fault else 2)
+
+
 def test_fetch_survives_a_length_that_promises_too_much(hub, models):
     """The server announces everything, sends half and closes in good order: what is missing is asked for again."""
     remote = remote_of(hub)

@@ -1,5 +1,6 @@
 """Pulls: who may, what is checked before, the job with its kills, and what the page and the API say about it."""
 
+import hashlib
 import os
 import random
 import signal
@@ -95,7 +96,12 @@ def test_pull_of_an_address_asks_for_its_size_and_checks_it(stocked, models, sta
     address = f"http://{stocked.storage_host}/a/b/split/one.safetensors"
     manifest_of(f"url|url|{address}#sha256={'0' * 64}|loras|mine.safetensors")
     job = run(pulls.start_pull(staff, "url"))
-    assert (job.status, "mine.safetensors arrived damaged" in job.message) == (JobStatus.FAILED, True)
+    assert job.status == JobStatus.FAILED
+    assert job.message == (
+        "mine.safetensors does not have the checksum that the manifest names: its sha256 is "
+        f"{hashlib.sha256(BODY).hexdigest()}. "
+        "Check the manifest's line; if that is right, the server has another file."
+    )
     manifest_of(f"url|url|{address}|loras|mine.safetensors")
     assert run(pulls.start_pull(staff, "url")).status == JobStatus.SUCCEEDED
     assert (models / "loras" / "mine.safetensors").read_bytes() == BODY
