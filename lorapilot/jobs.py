@@ -37,8 +37,8 @@ class JobCancelled(Exception):
 
 
 class JobPostponed(Exception):
-    """Raised by work that cannot go on yet: it is handed out again in half a minute. The message says what it waits
-    for."""
+    """Raised by work that cannot go on yet: it is handed out again when another of its kind ends, at the latest in half
+    a minute. The message says what it waits for."""
 
 
 def job(function: Work) -> Work:
@@ -120,7 +120,11 @@ def run_job(job_id: str) -> None:
 
 
 def _end(row: Job, lease: uuid.UUID, status: JobStatus, **values: Any) -> None:
+    """Those of its kind that were postponed may have waited for it: they look again at once."""
     Job.objects.filter(pk=row.pk, lease=lease).update(status=status, finished_at=timezone.now(), **values)
+    postponed = Job.objects.filter(kind=row.kind, status=JobStatus.QUEUED, heartbeat_at__isnull=False)
+    for job_id in postponed.order_by("created_at").values_list("pk", flat=True):
+        _hand_out(job_id)
 
 
 def restart_silent_jobs() -> int:

@@ -85,7 +85,9 @@ def status_of(name: str, pull: Pull | None) -> PullStatus:
     if state == "done":
         return PullStatus(name, state, 100.0, "Installed.", "")
     percent = round(100 * job.done / job.total, 1) if job.total else 0.0
-    return PullStatus(name, state, percent, job.message, job.message if state == "error" else "")
+    is_ending = state == "running" and job.cancel_requested_at is not None  # it hears of that at its next look
+    line = "Being cancelled" if is_ending else job.message
+    return PullStatus(name, state, percent, line, job.message if state == "error" else "")
 
 
 STATES: dict[str, str] = {JobStatus.SUCCEEDED: "done", JobStatus.FAILED: "error", JobStatus.CANCELLED: "idle"}

@@ -99,6 +99,15 @@ def test_run_job_that_is_postponed_comes_back(alice):
     assert OrmQ.objects.get().task["args"] == (str(row.pk),)
 
 
+@pytest.mark.parametrize("ends_by", [add, refuse, crash])
+def test_postponed_job_looks_again_when_another_of_its_kind_ends(alice, ends_by):
+    waiting = _row(postpone, alice)
+    jobs.run_job(str(waiting.pk))
+    Job.objects.update(kind=f"{__name__}.{ends_by.__name__}")
+    jobs.run_job(str(_row(ends_by, alice, arguments={"a": 1, "b": 1} if ends_by is add else {}).pk))
+    assert OrmQ.objects.get().task["args"] == (str(waiting.pk),)
+
+
 @pytest.mark.parametrize("kind", [f"{__name__}.not_a_job", "os.getcwd", "no.such.module"])
 def test_run_job_runs_only_jobs(alice, kind, caplog):
     row = _row(add, alice)

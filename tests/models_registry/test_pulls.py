@@ -344,6 +344,21 @@ def test_third_pull_waits_and_comes_back(stocked, staff, manifest_of):
     assert run(pull).status == JobStatus.SUCCEEDED
 
 
+def test_cancelled_pull_says_so_before_it_has_stopped(stocked, staff, client_of):
+    pull = pulls.start_pull(staff, "one")
+    Job.objects.update(status=JobStatus.RUNNING, message="Asking for the list of files")
+    pulls.cancel_pull(staff, "one")
+    status = pull_status(staff, "one")
+    assert (status.state, status.last_line) == ("running", "Being cancelled")
+    page = client_of(staff).get("/models/get/one/").content.decode()
+    assert "Being cancelled" in page
+    assert "Asking for the list" not in page
+    Job.objects.filter(pk=pull.job_id).update(
+        status=JobStatus.CANCELLED, message="Cancelled.", finished_at=timezone.now()
+    )
+    assert pull_status(staff, "one").last_line == "Cancelled."
+
+
 def test_of_three_pulls_that_look_at_the_same_time_the_older_two_begin(stocked, staff, manifest_of):
     manifest_of(FILE, *(f"p{n}|hf_repo|a/folder|x{n}" for n in range(2)))
     first, second, third = (pulls.start_pull(staff, name) for name in ("p1", "one", "p0"))
