@@ -43,12 +43,18 @@ def test_list(stocked, models, manifest_of):
 
 
 def test_pull_and_where(stocked, models):
-    assert models_command("where", "one") == f"{models}/vae/one.safetensors\n"
     assert models_command("pull", "one", "--dir", "mine") == f"{models}/mine/one.safetensors\n"
     assert (models / "mine" / "one.safetensors").read_bytes() == BODY
     assert models_command("where", "one") == f"{models}/mine/one.safetensors\n"
     pull = Pull.objects.get()
     assert (pull.name, pull.subdir, pull.job, pull.files) == ("one", "mine", None, [["mine/one.safetensors", 5000]])
+
+
+def test_where_of_what_is_not_there_tells_the_path_and_ends_with_1(stocked, models):
+    out = io.StringIO()
+    with pytest.raises(CommandError, match="one is not there, or not as a whole") as error:
+        call_command("models", "where", "one", stdout=out)
+    assert (error.value.returncode, out.getvalue()) == (1, f"{models}/vae/one.safetensors\n")
 
 
 def test_pull_with_somebody_s_token(stocked, models, staff):

@@ -17,6 +17,7 @@ from models_registry import manifest, pulls
 from models_registry.manifest_selectors import installed_bytes, target_of
 from models_registry.models import Pull
 
+NOT_THERE = 1
 REFUSED = 2
 INTERRUPTED = 130
 
@@ -33,7 +34,7 @@ class Command(BaseCommand):
         everything = actions.add_parser("pull-all", help="pull every model that is not here")
         for action in (pull, everything):
             action.add_argument("--user", default="", help="whose keys of Hugging Face and Civitai are used")
-        where = actions.add_parser("where", help="the path of a model, whether it is there or not")
+        where = actions.add_parser("where", help="the path of a model; exit code 1 when it is not there")
         where.add_argument("name")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -61,6 +62,11 @@ class Command(BaseCommand):
         entry = manifest.find(options["name"])
         pull = Pull.objects.filter(name=entry.name).first()
         self.stdout.write(str(workspace.models() / target_of(entry, pull)))
+        if installed_bytes(entry, pull) is None:
+            raise CommandError(
+                f"{entry.name} is not there, or not as a whole: `manage.py models pull {entry.name}` brings it.",
+                returncode=NOT_THERE,
+            )
 
     def _pull(self, options: dict[str, Any]) -> None:
         self._pull_entry(manifest.find(options["name"]), options["dir"], _user(options["user"]))
