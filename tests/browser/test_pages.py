@@ -54,6 +54,27 @@ def test_pages_give_no_reason_to_complain(browser_of, live_platform, width, heig
     assert found == dict.fromkeys(PATHS, NOTHING)
 
 
+@pytest.mark.parametrize("width", [320, 375])
+def test_phone_shows_the_whole_navigation(browser_of, live_platform, width):
+    page = browser_of("alice", width=width, height=740)
+    page.goto(live_platform.address + "/runs/")
+    nav = page.get_by_role("navigation", name="Main")
+    expect(nav.get_by_role("link")).to_have_text(["Runs", "Datasets", "Models", "LoRAs", "Services"])
+    for link in nav.get_by_role("link").all():
+        box = link.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+
+
+def test_phone_keeps_a_long_label_beside_its_box(browser_of, live_platform):
+    page = browser_of("alice", width=375, height=740)
+    page.goto(f"{live_platform.address}/datasets/{live_platform.rows['dataset']}/captioning/")
+    label = page.get_by_text("Begin each caption with the trigger word").bounding_box()
+    box = page.get_by_label("Begin each caption with the trigger word").bounding_box()
+    assert label["x"] >= box["x"] + box["width"]
+    assert abs(label["y"] - box["y"]) < 6
+
+
 def test_pages_before_sign_in_give_no_reason_to_complain(browser_of, live_platform):
     page = browser_of(None, width=375, height=740)
     paths = ["/accounts/login/", "/accounts/signup/"]
