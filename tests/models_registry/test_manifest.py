@@ -4,6 +4,7 @@ import pytest
 
 from lorapilot.errors import Missing
 from models_registry import manifest
+from models_registry.enums import Architecture
 from models_registry.manifest import parse, parse_line
 
 SHA = "a" * 64
@@ -111,6 +112,12 @@ def test_parse_reports_wrong_lines_and_uses_the_others():
 def test_parse_refuses_two_models_in_one_place():
     found = parse("a|hf_file|a/b:x.safetensors|vae\nb|hf_file|c/d:e/X.safetensors|vae\n")
     assert [str(problem) for problem in found.problems] == ["Line 2: vae/X.safetensors is where a goes."]
+
+
+def test_shipped_manifest_has_a_base_model_of_every_kind_that_is_recognised():
+    """But for Stable Diffusion 2, whose publisher has taken it off the hub."""
+    offered = {entry.architecture for entry in manifest.load().entries if entry.is_registrable}
+    assert set(Architecture.values) - offered == {Architecture.SD2, Architecture.UNKNOWN}
 
 
 def test_shipped_manifest_has_no_problems():
