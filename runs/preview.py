@@ -160,10 +160,11 @@ def preview_submission(asked: Submission) -> Preview:
         found.runs = _plan_all(asked)
     except UserError as error:
         found.refusal = error
-        name = OPTIONS[error.field].label if found.are_many and error.field in OPTIONS else ""
         if error.field == "base_model":
             found.remedies = remedies(STACKS[asked.stack], asked.base_model, asked.user)
-        found.errors.append(error.message if not name or name in error.message else f"{name}: {error.message}")
+        for one in error.all:
+            name = OPTIONS[one.field].label if found.are_many and one.field in OPTIONS else ""
+            found.errors.append(one.message if not name or name in one.message else f"{name}: {one.message}")
     return found
 
 

@@ -101,6 +101,8 @@ def test_everything_that_is_wrong_is_said_at_once(browser, chosen, kohya, alice,
     assert (answer.status_code, set(answer.context["form"].errors)) == (422, wrong | {"option-huber_schedule"})
 
     asked = chosen | {"settings": values, "options": own | {"huber_schedul": "snr"}}
+    previewed = text(browser.post(to("preview"), chosen | values | {f"option-{key}": one for key, one in own.items()}))
+    assert previewed.count("notice-warning") == len(wrong) + 1
     answer = api_of(alice).post("/api/v1/runs/", asked, format="json")
     said = answer.json()
     assert (answer.status_code, said["detail"]) == (400, said["errors"]["rank"][0])

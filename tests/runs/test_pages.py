@@ -35,7 +35,7 @@ ASKS = ["delete", "share"]  # GET shows a form
 ELSEWHERE = [  # test_publishing.py, test_config_pages.py, test_picture_history.py
     *("publish", "unpublish"),
     *("options", "write_config", "read_config", "base_config", "config", "run_on"),
-    *("of_picture", "destroy_picture"),
+    *("of_picture", "of_versions", "destroy_picture"),
 ]
 OF_NO_RUN = ["list", "new", "preview", "choose", "compare"]
 NOW = timezone.now()
