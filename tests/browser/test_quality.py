@@ -70,3 +70,15 @@ def test_quality_page_begins_the_check_by_itself(browser_of, live_platform, shap
     page.goto(f"{live_platform.address}/datasets/{shapes[0]}/quality/?resolution=128")
     expect(page.locator("#quality-check")).to_contain_text("Checking the files")
     assert page.complaints == []
+
+
+def test_versions_name_their_runs_and_one_is_kept_by_hand(browser_of, live_platform, shapes):
+    page = browser_of("alice", width=375, height=800)
+    page.goto(f"{live_platform.address}/datasets/{live_platform.rows['dataset']}/versions/")
+    expect(page.locator("[id^=runs-of-version-] a").first).to_be_visible()
+    page.goto(f"{live_platform.address}/datasets/{shapes[0]}/versions/")
+    page.get_by_role("button", name="Keep a version now").click()
+    expect(page.locator("#messages")).to_contain_text("version 1")
+    page.get_by_role("button", name="Keep a version now").click()
+    expect(page.locator("#messages")).to_contain_text("The dataset is the same as version 1")
+    assert page.complaints == []
