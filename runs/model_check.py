@@ -20,6 +20,8 @@ from runs.stacks.kohya import PART_KEYS
 
 # Each key of sd-scripts that names a model file, and what it is: the checkpoint, or a part by its role.
 KINDS = {"pretrained_model_name_or_path": "checkpoint", **PART_KEYS}
+# Parts that a kind of model shares with another one, whose entries of the manifest bring them.
+SHARED = {"chroma": {"t5": "flux", "vae": "flux"}, "lumina2": {"vae": "flux"}, "z_image": {"vae": "flux"}}
 # A repository on the Hugging Face hub, which the trainer would get itself: `owner/name`.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft")
@@ -74,7 +76,8 @@ def _remedies(user: User, entries: Iterable[Entry]) -> list[Remedy]:
 
 
 def _would_help(entry: Entry, stack: Stack, facts: ModelFacts, refusal: str) -> bool:
-    if stack.key not in entry.stacks or entry.architecture not in ("", facts.architecture):
+    shared = SHARED.get(facts.architecture, {}).get(entry.role, "")
+    if stack.key not in entry.stacks or entry.architecture not in ("", facts.architecture, shared):
         return False
     if entry.role == "tokenizer":
         return entry.name in refusal

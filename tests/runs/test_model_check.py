@@ -29,6 +29,20 @@ def test_what_kohya_lacks_for_flux_is_what_the_manifest_brings(flux, staff):
     assert {remedy.title for remedy in remedies(STACKS["kohya"], flux, staff)} >= {"CLIP-L text encoder", "VAE"}
 
 
+@pytest.mark.parametrize(
+    ("architecture", "stack", "names"),
+    [
+        ("chroma", "kohya", {"flux-ae", "flux-t5xxl"}),
+        ("lumina2", "kohya", {"flux-ae", "lumina2-gemma2"}),
+        ("z_image", "diffusion_pipe", {"flux-ae", "z-image-qwen3-4b"}),
+        ("anima", "kohya", {"anima-vae", "anima-qwen3-0.6b"}),
+    ],
+)
+def test_parts_that_kinds_of_models_share_are_offered_to_each(flux, staff, architecture, stack, names):
+    flux.architecture = architecture
+    assert {remedy.name for remedy in remedies(STACKS[stack], flux, staff) if remedy.role != "tokenizer"} == names
+
+
 def test_only_what_would_help_is_looked_for_on_the_disk(flux, staff, monkeypatch):
     looked = []
     monkeypatch.setattr(manifest_selectors, "installed_bytes", lambda entry, _pull: looked.append(entry.name))
