@@ -177,7 +177,6 @@ def _detail_page(
         raise Http404
     context = pictures_context(request, dataset) | {
         "can_share": dataset.is_owned_by(user),
-        "versions": dataset.versions.defer("pictures"),
         "edit_form": edit_form or DatasetForm({"name": dataset.name, "trigger_word": dataset.trigger_word}),
         "share_form": share_form or ShareForm(user=user, thing=dataset),
         "upload_form": upload_form or UploadForm(),
