@@ -7,7 +7,6 @@ on with the pictures that it had not looked at.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
@@ -20,7 +19,7 @@ from datasets import fingerprints, services
 from datasets.caption_edits import lock_dataset, touch
 from datasets.models import Dataset, DatasetVersion, Picture
 from datasets.pictures import ensure_thumbnail, picture_path
-from lorapilot import jobs
+from lorapilot import jobs, workspace
 from lorapilot.errors import Conflict, UserError
 from lorapilot.models import JOB_ENDED, Job, User
 
@@ -64,9 +63,8 @@ def check_pictures(progress: jobs.Progress, *, dataset_id: int, before: str) -> 
 def check_file(sha256: str, extension: str) -> tuple[str, str]:
     """(fault, fingerprint) of a stored picture; the fault is empty for a good one."""
     try:
-        with picture_path(sha256, extension).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                return DAMAGED, ""
+        if workspace.sha256_of(picture_path(sha256, extension)) != sha256:
+            return DAMAGED, ""
         return "", fingerprints.fingerprint(ensure_thumbnail(sha256, extension))
     except FileNotFoundError:
         return MISSING, ""

@@ -106,8 +106,9 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
         if found.refusal and found.refusal.field not in ("base_model", "stack"):
             raise found.refusal
         refusal = found.refusal.message if found.refusal else ""
-        # Also for a trainer that is not installed: what it would lack after that.
-        missing = remedies(STACKS[asked.stack], asked.base_model, asked.user) if refusal else []
+        missing = found.remedies
+        if found.refusal and found.refusal.field == "stack":  # it is not installed: what it would lack after that
+            missing = remedies(STACKS[asked.stack], asked.base_model, asked.user)
         return Response(RunCheckedSerializer({"refusal": refusal, "missing": missing, "plan": _planned(found)}).data)
 
     @extend_schema(request=BatchSerializer, responses={201: RunSerializer(many=True)}, filters=False)

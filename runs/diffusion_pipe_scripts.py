@@ -22,6 +22,7 @@ from models_registry.services import attach_component, register_base_model
 from runs import services
 from runs.enums import ACTIVE, Status
 from runs.models import Run
+from runs.profiles import updates_per_epoch
 from runs.stacks import get_stack
 
 STACK = "diffusion_pipe"
@@ -231,8 +232,12 @@ def submit(user: User, order: Order, dataset: Dataset) -> Run:
 
 def _settings(order: Order, dataset: Dataset) -> dict[str, Any]:
     """Of the RunSpec. Epochs become steps, as they are counted here."""
-    images = sum(dataset.pictures.values_list("repeats", flat=True)) * order["num_repeats"]
-    per_epoch = math.ceil(math.ceil(images / order["batch_size"]) / order["gradient_accumulation_steps"])
+    per_epoch = updates_per_epoch(
+        sum(dataset.pictures.values_list("repeats", flat=True)),
+        repeats=order["num_repeats"],
+        batch_size=order["batch_size"],
+        gradient_accumulation_steps=order["gradient_accumulation_steps"],
+    )
     steps = min(MOST_STEPS, order["epochs"] * per_epoch)
     return {
         "steps": steps,

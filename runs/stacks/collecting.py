@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_trainer.safetensors_header import HeaderError, read_header
+from lorapilot import workspace
 
 COPY_BYTES = 4 << 20
 
@@ -59,5 +60,4 @@ def digest_of(path: Path) -> Collected | None:
     """Of a file as it is; None when it is missing."""
     if not path.is_file():
         return None
-    with path.open("rb") as file:
-        return Collected(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    return Collected(path.stat().st_size, workspace.sha256_of(path))

@@ -93,6 +93,8 @@ function onKey(event) {
 const forms = () => [...document.querySelectorAll("#picture-grid [data-caption-form]")];
 const isUnsaved = (form) => isSaved.get(form.elements.caption) !== form.elements.caption.value;
 
+const postCaption = (form, options) => fetch(form.action, { method: "POST", body: new FormData(form), headers: { "HX-Request": "true" }, ...options });
+
 // Leaving the page must not lose what was typed a moment ago. Nobody is there to see whether that was taken, so the page
 // keeps it, too, and asks once more when the picture is shown again: see `bringBack`.
 function saveBeforeLeaving() {
@@ -105,7 +107,7 @@ function saveBeforeLeaving() {
       // Storage is switched off: the request is all there is.
     }
     isSaved.set(caption, caption.value);
-    fetch(form.action, { method: "POST", body: new FormData(form), headers: { "HX-Request": "true" }, keepalive: true });
+    postCaption(form, { keepalive: true });
   }
 }
 
@@ -131,7 +133,7 @@ async function isGridSettled() {
   if (grid()?.contains(document.activeElement)) return false;
   const answers = await Promise.all(forms().filter(isUnsaved).map(async (form) => {
     const caption = form.elements.caption.value;
-    const answer = await fetch(form.action, { method: "POST", body: new FormData(form), headers: { "HX-Request": "true" } }).catch(() => null);
+    const answer = await postCaption(form).catch(() => null);
     if (answer?.ok) isSaved.set(form.elements.caption, caption);
     return answer?.ok;
   }));
